@@ -1,0 +1,94 @@
+//! The command line: one command, one file, each from typed arguments to a validated plan to the run.
+//!
+//! Results go to stdout, logs to stderr. Exit codes: 0 done, 1 done but some rows were bad, 2 nothing
+//! done, and why.
+
+mod common;
+mod eval;
+mod fill_mask;
+mod inspect;
+mod predict;
+mod quickstart;
+mod synth;
+mod tokenize;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use common::{Common, DeviceArg};
+
+/// DistilBERT by hand: adapt it to job postings, fine-tune a classifier, label files of any size.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The whole story on synthetic postings, in minutes on two cores
+    Quickstart(quickstart::Args),
+    /// Turn postings into a token set
+    Tokenize(tokenize::Args),
+    /// Train a model
+    #[command(subcommand)]
+    Train(train::Task),
+    /// Measure a model on held-out postings
+    #[command(subcommand)]
+    Eval(eval::Task),
+    /// Fill in the [MASK] of a text
+    FillMask(fill_mask::Args),
+    /// Label posting files of any size
+    Predict(predict::Args),
+    /// Describe a token set, a model or a checkpoint; with --verify, check every byte
+    Inspect(inspect::Args),
+    /// Write synthetic labelled postings, deterministic
+    Synth(synth::Args),
+}
+
+/// How a command ended, when it did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything was done.
+    Done,
+    /// Done, but some rows were bad; they were counted and the first ones named.
+    SomeRowsBad,
+}
+
+/// Parses the arguments, runs the command, prints the error chain.
+pub fn main() -> ExitCode {
+    let Cli { command, common } = Cli::parse();
+    common.start_logging();
+    let outcome = match &command {
+        Command::Quickstart(args) => quickstart::run(args, &common),
+        Command::Tokenize(args) => tokenize::run(args, &common),
+        Command::Train(task) => train::run(task, &common),
+        Command::Eval(task) => eval::run(task, &common),
+        Command::FillMask(args) => fill_mask::run(args, &common),
+        Command::Predict(args) => predict::run(args, &common),
+        Command::Inspect(args) => inspect::run(args, &common),
+        Command::Synth(args) => synth::run(args, &common),
+    };
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::SomeRowsBad) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("handbert: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The reader of our output has seen enough, as `head` does.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|io| io.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,27 @@
+//! HandBERT: DistilBERT by hand. Every forward and backward pass is written out; there is no
+//! autograd and no framework underneath.
+//!
+//! The map of the house, in reading order:
+//!
+//! | room | what it holds | knows of |
+//! | --- | --- | --- |
+//! | [`philox`] | the counter-based random numbers behind dropout, masks, order and initial weights | nothing |
+//! | [`data`] | text → token ids → token set (memory-mapped) → packed batches → masks | `philox` |
+//! | [`backend`] | how an op is computed: the [`backend::Backend`] trait, and the CPU's answer to it | `philox` |
+//! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
+//! | [`train`] | step, optimizer, schedule, policy, checkpoint, metrics, report | `model`, `data` |
+//! | [`predict`] | streaming inference over files | `model`, `data` |
+//! | [`cli`] | one command, one file: typed arguments → validated plan → run | all of them |
+//!
+//! Data flows one way:
+//! `Record → TokenSet (on disk) → PackedBatch → MaskedBatch → Backend → loss or logits`.
+//! There is no padding anywhere: a batch is a flat row of N tokens with `cu_seqlens`, the B+1
+//! prefix sums of the sequence lengths.
+
+pub mod backend;
+pub mod cli;
+pub mod data;
+pub mod model;
+pub mod philox;
+pub mod predict;
+pub mod train;
