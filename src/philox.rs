@@ -4,6 +4,8 @@
 //! the known answers in the tests are Random123's (`kat_vectors`). A draw is a pure function of
 //! where it is used, so nothing depends on tiling, on the backend or on the number of threads.
 
+use pulp::Simd;
+
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
 const ROUNDS: usize = 10;
@@ -17,6 +19,24 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
         let p0 = u64::from(MULTIPLIERS[0]) * u64::from(c0);
         let p1 = u64::from(MULTIPLIERS[1]) * u64::from(c2);
         (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
+        k0 = k0.wrapping_add(WEYL[0]);
+        k1 = k1.wrapping_add(WEYL[1]);
+    }
+    [c0, c1, c2, c3]
+}
+
+/// [`philox4x32`] of as many counters as a vector has lanes.
+#[inline(always)]
+pub fn philox4x32_vectors<S: Simd>(simd: S, counter: [S::u32s; 4], key: [u32; 2]) -> [S::u32s; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counter;
+    let [mut k0, mut k1] = key;
+    let multipliers = MULTIPLIERS.map(|m| simd.splat_u32s(m));
+    for _ in 0..ROUNDS {
+        let (low0, high0) = simd.widening_mul_u32s(multipliers[0], c0);
+        let (low1, high1) = simd.widening_mul_u32s(multipliers[1], c2);
+        c0 = simd.xor_u32s(simd.xor_u32s(high1, c1), simd.splat_u32s(k0));
+        c2 = simd.xor_u32s(simd.xor_u32s(high0, c3), simd.splat_u32s(k1));
+        (c1, c3) = (low1, low0);
         k0 = k0.wrapping_add(WEYL[0]);
         k1 = k1.wrapping_add(WEYL[1]);
     }

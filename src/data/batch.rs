@@ -11,6 +11,16 @@ pub struct Piece {
     pub len: u32,
 }
 
+/// What the mask draws of a sequence are functions of, so that they depend on nothing around it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct DrawKey {
+    /// The sample; in `chunks` packing, the chunk.
+    pub index: u64,
+    /// Added to a token's row within the sequence: the piece's first token within the sample; in `chunks`
+    /// packing, 0.
+    pub position: u32,
+}
+
 /// B sequences laid end to end in a flat row of N tokens; there is no padding.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PackedBatch {
@@ -24,6 +34,8 @@ pub struct PackedBatch {
     pub pieces: Vec<Piece>,
     /// Class of each sequence, -1 where it has none. [B]
     pub labels: Vec<i32>,
+    /// Where the mask draws of each sequence come from. [B]
+    pub draws: Vec<DrawKey>,
 }
 
 impl PackedBatch {
@@ -45,6 +57,7 @@ impl PackedBatch {
         self.cu_seqlens.push(0);
         self.pieces.clear();
         self.labels.clear();
+        self.draws.clear();
     }
 }
 

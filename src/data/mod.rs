@@ -20,8 +20,8 @@ pub mod tokenizer;
 
 mod error;
 
-pub use batch::{MaskedBatch, PackedBatch, Piece};
+pub use batch::{DrawKey, MaskedBatch, PackedBatch, Piece};
 pub use error::{Error, Location, Result};
 pub use record::{Record, RecordSpec, Row};
-//pub use token_set::TokenSet;
-//pub use tokenizer::Tokenizer;
+pub use token_set::TokenSet;
+pub use tokenizer::{SpecialIds, Tokenizer};
