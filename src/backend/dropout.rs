@@ -4,7 +4,12 @@
 //! 16 bits are below a threshold of 65,536 × drop_prob, rounded; kept values are multiplied by the
 //! inverse of the true keep rate, so the expectation is exact.
 
-use crate::philox::{Purpose, key, philox4x32};
+use pulp::Simd;
+
+use crate::philox::{Purpose, key, philox4x32, philox4x32_vectors};
+
+/// f32 lanes of the longest vectors there are.
+const MAX_LANES: usize = 16;
 
 /// Dropout at one place of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +56,63 @@ impl Dropout {
     #[inline(always)]
     pub fn keep8_head(&self, step: u32, head: u32, row: u32, block: u32) -> [f32; 8] {
         self.keep8_at(step, row, block, self.site | (head << 16))
+    }
+
+    /// [`Dropout::keep8`] of columns 0 .. `out.len()`, a vector of blocks at a time.
+    #[inline(always)]
+    pub fn keep_row<S: Simd>(&self, simd: S, step: u32, row: u32, out: &mut [f32]) {
+        self.keep_row_at(simd, step, row, self.site, out);
+    }
+
+    /// [`Dropout::keep8_head`] of key positions 0 .. `out.len()`.
+    #[inline(always)]
+    pub fn keep_row_head<S: Simd>(&self, simd: S, step: u32, head: u32, row: u32, out: &mut [f32]) {
+        self.keep_row_at(simd, step, row, self.site | (head << 16), out);
+    }
+
+    #[inline(always)]
+    fn keep_row_at<S: Simd>(&self, simd: S, step: u32, row: u32, site: u32, out: &mut [f32]) {
+        if !self.is_active() {
+            return out.fill(1.0);
+        }
+        let splat = |x: u32| simd.splat_u32s(x);
+        let ramp: [u32; MAX_LANES] = std::array::from_fn(|i| i as u32);
+        let ramp = S::as_simd_u32s(&ramp[..S::U32_LANES]).0[0];
+        let mut masks = [0u32; MAX_LANES];
+        for (group, out) in out.chunks_mut(8 * S::U32_LANES).enumerate() {
+            let block = simd.add_u32s(splat((group * S::U32_LANES) as u32), ramp);
+            let words = philox4x32_vectors(simd, [block, splat(row), splat(site), splat(step)], self.key);
+            let mut mask = splat(0);
+            for (w, &word) in words.iter().enumerate() {
+                let low = simd.less_than_u32s(simd.and_u32s(word, splat(0xffff)), splat(self.threshold.into()));
+                let high = simd.less_than_u32s(word, splat(u32::from(self.threshold) << 16));
+                mask = simd.or_u32s(mask, simd.select_u32s(low, splat(0), splat(1 << (2 * w))));
+                mask = simd.or_u32s(mask, simd.select_u32s(high, splat(0), splat(2 << (2 * w))));
+            }
+            S::as_mut_simd_u32s(&mut masks[..S::U32_LANES]).0[0] = mask;
+            self.spread(simd, &masks, out);
+        }
+    }
+
+    /// out[c] = the multiplier that bit c % 8 of masks[c / 8] stands for.
+    #[inline(always)]
+    fn spread<S: Simd>(&self, simd: S, masks: &[u32; MAX_LANES], out: &mut [f32]) {
+        let lanes = S::F32_LANES;
+        let bits: [u32; MAX_LANES] = std::array::from_fn(|i| 1 << i);
+        let bits = S::as_simd_u32s(&bits[..lanes]).0[0];
+        let (zero, scale) = (simd.splat_f32s(0.0), simd.splat_f32s(self.keep_scale()));
+        let (full, tail) = S::as_mut_simd_f32s(out);
+        let tail_column = full.len() * lanes;
+        for (i, out) in full.iter_mut().enumerate() {
+            // The bits of this vector's columns: two masks fill 16 lanes, half a mask 4.
+            let (block, shift) = (i * lanes / 8, i * lanes % 8);
+            let next = if lanes > 8 { masks[block + 1] << 8 } else { 0 };
+            let here = simd.splat_u32s((masks[block] | next) >> shift);
+            *out = simd.select_f32s(simd.equal_u32s(simd.and_u32s(here, bits), bits), scale, zero);
+        }
+        for (c, out) in (tail_column..).zip(tail) {
+            *out = if masks[c / 8] >> (c % 8) & 1 == 1 { self.keep_scale() } else { 0.0 };
+        }
     }
 
     #[inline(always)]
@@ -101,6 +163,40 @@ mod tests {
         assert_ne!(one, draw(&Dropout::new(0.5, 2, 7), 0, 0));
         assert_ne!(one, draw(&Dropout::new(0.5, 1, 8), 0, 0));
         assert_ne!(base.keep8_head(0, 0, 0, 0), base.keep8_head(0, 1, 0, 0));
+    }
+
+    struct Rows<'a>(&'a Dropout, &'a mut [f32], &'a mut [f32]);
+
+    impl pulp::WithSimd for Rows<'_> {
+        type Output = ();
+        fn with_simd<S: Simd>(self, simd: S) {
+            self.0.keep_row(simd, 5, 11, self.1);
+            self.0.keep_row_head(simd, 5, 2, 11, self.2);
+        }
+    }
+
+    #[test]
+    fn a_row_is_its_blocks() {
+        for drop in [Dropout::NONE, Dropout::new(0.1, 3, 7)] {
+            for columns in [1, 8, 100, 128, 768] {
+                let same = |row: &[f32], head: &[f32]| {
+                    for c in 0..columns {
+                        assert_eq!(row[c], drop.keep8(5, 11, c as u32 / 8)[c % 8]);
+                        assert_eq!(head[c], drop.keep8_head(5, 2, 11, c as u32 / 8)[c % 8]);
+                    }
+                };
+                let (mut row, mut head) = (vec![9.0; columns], vec![9.0; columns]);
+                pulp::Arch::new().dispatch(Rows(&drop, &mut row, &mut head));
+                same(&row, &head);
+                pulp::Arch::Scalar.dispatch(Rows(&drop, &mut row, &mut head));
+                same(&row, &head);
+                #[cfg(target_arch = "x86_64")]
+                if let Some(v3) = pulp::x86::V3::try_new() {
+                    Simd::vectorize(v3, Rows(&drop, &mut row, &mut head));
+                    same(&row, &head);
+                }
+            }
+        }
     }
 
     #[test]

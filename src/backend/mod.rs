@@ -12,6 +12,7 @@
 //!   That is why backward ops other than it take a `bias` to accumulate into.
 //! * Every reduction has a fixed order: the same inputs give the same bits, on any number of threads.
 //! * `keep(site, row, col)` in the formulas is 0 or 1 / (1 - drop_prob), see [`dropout::Dropout`].
+//!   The row is the matrix's own, the step the uploaded batch's.
 
 pub mod cpu;
 pub mod dropout;
@@ -222,6 +223,11 @@ pub trait Memory {
     fn zero(&self, flat: &mut Self::Flat) -> Result<()>;
     /// Live rows of a matrix as f32, row-major.
     fn read_mat(&self, mat: &Self::Mat) -> Result<Vec<f32>>;
+    /// Makes the first `rows` rows live and sets them to `values`, row-major. Rows beyond keep what they held.
+    /// `rows` above the matrix's capacity, or a length other than rows × columns, is [`Error::Shape`].
+    fn write_mat(&self, mat: &mut Self::Mat, rows: usize, values: &[f32]) -> Result<()>;
+    /// Live rows of statistics, row-major.
+    fn read_stats(&self, stats: &Self::Stats) -> Result<Vec<f32>>;
     /// A tally of zeros.
     fn tally(&self) -> Result<Self::Tally>;
     /// The sums so far; they start again from zero.

@@ -1,0 +1,220 @@
+//! Where values lie: page-aligned anonymous memory, matrices with a live row count, flat buffers.
+
+use std::ops::{Deref, DerefMut};
+
+use memmap2::MmapMut;
+
+use crate::backend::{Arena, Capacity, Error, Planner, Result, Rows, Span};
+
+/// Buffers at least this long are worth asking the kernel for huge pages.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// A run of f32 values, zero at first, that starts at a page boundary.
+///
+/// Pages of their own keep vector loads within cache lines, and huge ones make the strided reads of
+/// matmul packing affordable (a column of a [4096, 3072] matrix touches 4096 small pages).
+#[derive(Debug, Default)]
+pub struct Buffer {
+    map: Option<MmapMut>,
+    len: usize,
+}
+
+impl Buffer {
+    /// `len` zeros; `what` is for the error message.
+    pub fn zeros(len: usize, what: &'static str) -> Result<Buffer> {
+        let bytes = len * size_of::<f32>();
+        if bytes == 0 {
+            return Ok(Buffer::default());
+        }
+        let map = MmapMut::map_anon(bytes).map_err(|_| Error::OutOfMemory { what, needed: bytes })?;
+        #[cfg(target_os = "linux")]
+        if bytes >= HUGE_PAGE_BYTES {
+            // A kernel without huge pages refuses; the buffer is as good without.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
+        Ok(Buffer { map: Some(map), len })
+    }
+
+    /// The first `len` values of scratch memory, which grows to hold them. What they are is left over from earlier.
+    pub fn scratch(&mut self, len: usize) -> Result<&mut [f32]> {
+        if self.len < len {
+            // Dropped first, so that old and new need not fit together.
+            *self = Buffer::default();
+            *self = Buffer::zeros(len, "scratch memory")?;
+        }
+        Ok(&mut self[..len])
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        match &self.map {
+            Some(map) => &bytemuck::cast_slice(map)[..self.len],
+            None => &[],
+        }
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        match &mut self.map {
+            Some(map) => &mut bytemuck::cast_slice_mut(map)[..self.len],
+            None => &mut [],
+        }
+    }
+}
+
+/// A row-major matrix of fixed capacity, of which the first rows are live. Statistics are one too.
+#[derive(Debug)]
+pub struct Mat {
+    buffer: Buffer,
+    capacity: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl Mat {
+    fn zeros(capacity: usize, cols: usize) -> Result<Mat> {
+        Ok(Mat { buffer: Buffer::zeros(capacity * cols, "activations")?, capacity, rows: 0, cols })
+    }
+
+    /// Live rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The live rows, row-major.
+    pub fn live(&self) -> &[f32] {
+        &self.buffer[..self.rows * self.cols]
+    }
+
+    /// The live rows, row-major.
+    pub fn live_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer[..self.rows * self.cols]
+    }
+
+    /// Checks that an input has the shape wanted, each dimension under its name.
+    pub fn expect(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
+        if (self.rows, self.cols) == (rows.size, cols.size) { Ok(()) } else { Err(self.misfit(op, what, rows, cols)) }
+    }
+
+    /// Gives an output its live rows, after checking that it can hold them.
+    pub fn prepare(&mut self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
+        if rows.size > self.capacity || self.cols != cols.size {
+            self.rows = self.capacity;
+            return Err(self.misfit(op, what, rows, cols));
+        }
+        self.rows = rows.size;
+        Ok(())
+    }
+
+    fn misfit(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Error {
+        Error::Shape {
+            op,
+            what,
+            got: format!("[{}, {}]", self.rows, self.cols),
+            expected: format!("[{}={}, {}={}]", rows.name, rows.size, cols.name, cols.size),
+        }
+    }
+}
+
+/// A dimension and its letter.
+#[derive(Debug, Clone, Copy)]
+pub struct Dim {
+    /// As in the table of letters, model/shapes.rs.
+    pub name: &'static str,
+    /// How many.
+    pub size: usize,
+}
+
+/// A dimension and its letter.
+pub fn dim(name: &'static str, size: usize) -> Dim {
+    Dim { name, size }
+}
+
+/// A flat buffer as long as the parameters: weights, gradients or moments.
+#[derive(Debug)]
+pub struct Flat {
+    values: Buffer,
+}
+
+impl Flat {
+    /// `len` zeros.
+    pub fn zeros(len: usize) -> Result<Flat> {
+        Ok(Flat { values: Buffer::zeros(len, "parameters")? })
+    }
+
+    /// All of it.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// All of it.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.values
+    }
+
+    /// The elements of a span, which must hold `len` of them.
+    pub fn span(&self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&[f32]> {
+        check_span(op, what, span, len, self.values.len())?;
+        Ok(&self.values[span.range()])
+    }
+
+    /// The elements of a span, which must hold `len` of them.
+    pub fn span_mut(&mut self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&mut [f32]> {
+        check_span(op, what, span, len, self.values.len())?;
+        Ok(&mut self.values[span.range()])
+    }
+}
+
+fn check_span(op: &'static str, what: &'static str, span: Span, len: Dim, total: usize) -> Result<()> {
+    let fits = span.offset.checked_add(span.len).is_some_and(|end| end <= total);
+    if fits && span.len == len.size {
+        return Ok(());
+    }
+    Err(Error::Shape {
+        op,
+        what,
+        got: format!("[{}] at {} of {total}", span.len, span.offset),
+        expected: format!("[{}={}]", len.name, len.size),
+    })
+}
+
+/// Hands out matrices for the capacities planned.
+#[derive(Debug)]
+pub struct CpuArena {
+    capacity: Capacity,
+}
+
+impl CpuArena {
+    /// Checks that what was planned can be had, all at once.
+    pub fn new(plan: &Planner) -> Result<CpuArena> {
+        Buffer::zeros(plan.mat_elements + plan.stats_elements, "activations")?;
+        Ok(CpuArena { capacity: plan.capacity })
+    }
+}
+
+impl Arena for CpuArena {
+    type Mat = Mat;
+    type Stats = Mat;
+
+    /// Should memory have run out since the plan was made, the matrix holds no rows, and the first op to write it says so.
+    fn mat(&mut self, rows: Rows, cols: usize) -> Mat {
+        Mat::zeros(self.capacity.of(rows), cols).unwrap_or(Mat {
+            buffer: Buffer::default(),
+            capacity: 0,
+            rows: 0,
+            cols,
+        })
+    }
+
+    fn stats(&mut self, rows: Rows, cols: usize) -> Mat {
+        self.mat(rows, cols)
+    }
+}

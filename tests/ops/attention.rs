@@ -1,0 +1,100 @@
+//! attention and attention_backward.
+
+use handbert::backend::{Backend, Capacity, Dropout, Result, Rows, Span};
+
+use crate::batches::{LENGTHS, TestBatch};
+use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::params::Params;
+use crate::random::Random;
+use crate::reference::attention::Attention;
+use crate::reference::{Scalar, add_rows, cast, widen};
+
+struct Case {
+    batch: TestBatch,
+    width: usize,
+    heads: usize,
+    drop: Dropout,
+    params: Params,
+    bias: Span,
+    qkv: Vec<f32>,
+    d_ctx: Vec<f32>,
+}
+
+/// `scale` of q, k and v: 1 spreads the probabilities, 8 makes scores of hundreds.
+fn case(lengths: &[usize], heads: usize, head_size: usize, drop: Dropout, scale: f32) -> Case {
+    let mut random = Random::new((heads * head_size) as u32);
+    let (batch, width) = (TestBatch::new(lengths, 1000, &mut random), heads * head_size);
+    let mut params = Params::default();
+    let bias = random.normals(3 * width, 1.0);
+    let bias = params.add(bias, &mut random);
+    let qkv = random.normals(batch.tokens() * 3 * width, scale);
+    let d_ctx = random.normals(batch.tokens() * width, 1.0);
+    Case { batch, width, heads, drop, params, bias, qkv, d_ctx }
+}
+
+impl Case {
+    fn attention(&self) -> Attention<'_> {
+        let (cu_seqlens, step) = (&self.batch.cu_seqlens[..], self.batch.step);
+        Attention { cu_seqlens, heads: self.heads, width: self.width, drop: self.drop, step }
+    }
+}
+
+impl OpCase for Case {
+    fn describe(&self) -> String {
+        let (ends, head_size) = (&self.batch.cu_seqlens, self.width / self.heads);
+        format!("attention cu_seqlens={ends:?}, H={}, D={head_size}, {:?}", self.heads, self.drop)
+    }
+
+    fn counts(&self) -> Capacity {
+        self.batch.counts()
+    }
+
+    fn terms(&self, output: &str) -> f64 {
+        match output {
+            "d_qkv" | "d_bias" => self.attention().largest_term(&widen(&self.qkv), &widen(&self.d_ctx)),
+            _ => 0.0,
+        }
+    }
+
+    fn reference<T: Scalar>(&self) -> Outputs {
+        let (attention, qkv) = (self.attention(), cast::<T>(&self.qkv));
+        let (ctx, lse) = attention.forward(&qkv);
+        let d_qkv = attention.backward(&qkv, &cast(&self.d_ctx));
+        let mut d_bias = self.params.grad(self.bias);
+        add_rows(&d_qkv, &mut d_bias);
+        vec![("ctx", widen(&ctx)), ("lse", widen(&lse)), ("d_qkv", widen(&d_qkv)), ("d_bias", widen(&d_bias))]
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, rows, width, heads) = (room.be, Rows::Tokens, self.width, self.heads);
+        let batch = room.upload(&self.batch)?;
+        let mut grads = room.grads(&self.params)?;
+        let (mut lse, mut ctx) = (room.stats(rows, heads)?, room.empty(rows, width)?);
+        let qkv = room.mat(rows, 3 * width, &self.qkv)?;
+        be.attention(&qkv, &batch, heads, &self.drop, &mut lse, &mut ctx)?;
+        let (d_ctx, mut d_qkv) = (room.mat(rows, width, &self.d_ctx)?, room.empty(rows, 3 * width)?);
+        be.attention_backward(&qkv, &batch, heads, &self.drop, &lse, &ctx, &d_ctx, self.bias, &mut grads, &mut d_qkv)?;
+        let mut outputs =
+            vec![("ctx", room.read(&ctx)?), ("lse", room.read_stats(&lse)?), ("d_qkv", room.read(&d_qkv)?)];
+        self.params.read_grads(be, &grads, &[("d_bias", self.bias)], &mut outputs)?;
+        room.give_stats(rows, heads, lse);
+        room.give_batch(batch);
+        Ok(outputs)
+    }
+}
+
+pub fn suite<B: Backend + Sync>(be: &B) {
+    let drop = Dropout::new(0.1, 2, 7);
+    for lengths in LENGTHS {
+        check(be, &case(lengths, 2, 64, drop, 1.0));
+    }
+    for (heads, head_size) in [(4, 32), (1, 128), (3, 128), (6, 64), (2, 32)] {
+        check(be, &case(&[0, 50, 7, 33, 1, 22], heads, head_size, Dropout::NONE, 1.0));
+        check(be, &case(&[113], heads, head_size, drop, 1.0));
+    }
+    check(be, &case(&[200, 17, 1, 128, 165], 2, 32, Dropout::NONE, 1.0));
+    check(be, &case(&[30, 41], 12, 64, drop, 1.0));
+    // Scores of hundreds: a softmax that does not subtract the largest overflows.
+    check(be, &case(&[70, 20], 2, 64, drop, 8.0));
+    check_after(be, &case(&[200, 17, 1, 128], 2, 64, drop, 1.0), &case(&[3, 8, 0], 2, 64, drop, 1.0));
+}

@@ -1,0 +1,101 @@
+//! embed and embed_backward.
+
+use handbert::backend::{Backend, Capacity, Dropout, Embedding, Result, Rows};
+
+use crate::batches::{LENGTHS, TestBatch};
+use crate::harness::{OpCase, Outputs, Room, check, check_after, mean_and_rstd};
+use crate::params::Params;
+use crate::random::Random;
+use crate::reference::embedding::{look_up, look_up_backward};
+use crate::reference::layernorm::{layernorm, layernorm_backward};
+use crate::reference::{Scalar, cast, hadamard, keep, widen};
+
+struct Case {
+    batch: TestBatch,
+    params: Params,
+    layer: Embedding,
+    drop: Dropout,
+    d_y: Vec<f32>,
+}
+
+fn case(lengths: &[usize], width: usize, vocab: usize, drop: Dropout) -> Case {
+    let mut random = Random::new(width as u32);
+    let mut batch = TestBatch::new(lengths, vocab, &mut random);
+    // Ids that repeat, and the padding id among them.
+    batch.ids.iter_mut().step_by(4).for_each(|id| *id %= 3);
+    let mut params = Params::default();
+    let word = random.normals(vocab * width, 1.0);
+    let position = random.normals(batch.limits.positions * width, 1.0);
+    let layer = Embedding {
+        word: params.add(word, &mut random),
+        position: params.add(position, &mut random),
+        norm: params.norm(width, &mut random),
+        width,
+        padding_idx: Some(0),
+    };
+    let d_y = random.normals(batch.tokens() * width, 1.0);
+    Case { batch, params, layer, drop, d_y }
+}
+
+impl OpCase for Case {
+    fn describe(&self) -> String {
+        format!("embed [N={}, C={}], {:?}", self.batch.tokens(), self.layer.width, self.drop)
+    }
+
+    fn counts(&self) -> Capacity {
+        self.batch.counts()
+    }
+
+    fn reference<T: Scalar>(&self) -> Outputs {
+        let (p, layer, batch) = (&self.params, &self.layer, self.batch.view());
+        let keep = keep::<T>(&self.drop, batch.step, batch.ids.len(), layer.width);
+        let x = look_up::<T>(&batch, &p.get(layer.word), &p.get(layer.position), layer.width);
+        let gamma = p.get(layer.norm.gamma);
+        let (y, stats) = layernorm(&x, &gamma, &p.get(layer.norm.beta), T::of(f64::from(layer.norm.epsilon)));
+        let [mut d_word, mut d_position, mut d_gamma, mut d_beta] =
+            [layer.word, layer.position, layer.norm.gamma, layer.norm.beta].map(|span| p.grad(span));
+        let d_n = hadamard(&cast(&self.d_y), &keep);
+        let d_x = layernorm_backward(&d_n, &x, &stats, &gamma, &mut d_gamma, &mut d_beta);
+        look_up_backward(&batch, &d_x, layer.padding_idx, layer.width, &mut d_word, &mut d_position);
+        let mut outputs = vec![("y", widen(&hadamard(&y, &keep)))];
+        outputs.extend(mean_and_rstd(&widen(&stats)));
+        outputs.extend([("d_word", widen(&d_word)), ("d_position", widen(&d_position))]);
+        outputs.extend([("d_gamma", widen(&d_gamma)), ("d_beta", widen(&d_beta))]);
+        outputs
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, layer) = (room.be, &self.layer);
+        let batch = room.upload(&self.batch)?;
+        let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
+        let (mut stats, mut y) = (room.stats(Rows::Tokens, 2)?, room.empty(Rows::Tokens, layer.width)?);
+        be.embed(&batch, &w, layer, &self.drop, &mut stats, &mut y)?;
+        let mut outputs = vec![("y", room.read(&y)?)];
+        outputs.extend(mean_and_rstd(&room.read_stats(&stats)?));
+        let mut d_y = room.mat(Rows::Tokens, layer.width, &self.d_y)?;
+        be.embed_backward(&batch, &w, layer, &self.drop, &stats, &mut d_y, &mut grads)?;
+        let spans = [
+            ("d_word", layer.word),
+            ("d_position", layer.position),
+            ("d_gamma", layer.norm.gamma),
+            ("d_beta", layer.norm.beta),
+        ];
+        self.params.read_grads(be, &grads, &spans, &mut outputs)?;
+        room.give_stats(Rows::Tokens, 2, stats);
+        room.give_batch(batch);
+        Ok(outputs)
+    }
+}
+
+pub fn suite<B: Backend + Sync>(be: &B) {
+    for lengths in LENGTHS {
+        check(be, &case(lengths, 128, 1000, Dropout::NONE));
+        check(be, &case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
+    }
+    check(be, &case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
+    let mut without_padding = case(&[40], 64, 1000, Dropout::NONE);
+    without_padding.layer.padding_idx = None;
+    check(be, &without_padding);
+    let drop = Dropout::new(0.1, 0, 7);
+    check_after(be, &case(&[200, 17, 1, 128], 128, 1000, drop), &case(&[3, 8], 128, 1000, drop));
+}

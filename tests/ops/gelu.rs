@@ -1,0 +1,104 @@
+//! linear_gelu, linear_backward_gelu and gelu_backward.
+
+use handbert::backend::{Backend, Capacity, Linear, Result, Rows};
+
+use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::linear::rows_only;
+use crate::params::Params;
+use crate::random::Random;
+use crate::reference::gelu::{gelu, gelu_backward};
+use crate::reference::linear::{linear, linear_backward};
+use crate::reference::{Scalar, add_rows, cast, widen};
+
+/// Two linear layers with a GELU between them, as in a block's feed-forward.
+struct Case {
+    rows: Rows,
+    live: usize,
+    params: Params,
+    first: Linear,
+    second: Linear,
+    x: Vec<f32>,
+    /// Gradient of the second layer's output.
+    d_y: Vec<f32>,
+    /// Gradient of the GELU's output, for `gelu_backward`.
+    d_act: Vec<f32>,
+}
+
+/// `scale` 1 keeps to the GELU's bend, 10 reaches its flat ends.
+fn case(live: usize, width: usize, feed_forward: usize, rows: Rows, scale: f32) -> Case {
+    let mut random = Random::new((width + feed_forward) as u32);
+    let mut params = Params::default();
+    Case {
+        rows,
+        live,
+        first: params.linear(width, feed_forward, &mut random),
+        second: params.linear(feed_forward, width, &mut random),
+        params,
+        x: random.normals(live * width, scale),
+        d_y: random.normals(live * width, 1.0),
+        d_act: random.normals(live * feed_forward, 1.0),
+    }
+}
+
+impl OpCase for Case {
+    fn describe(&self) -> String {
+        let Linear { inputs, outputs, .. } = self.first;
+        format!("linear_gelu [{:?}={}, C={inputs}] to [F={outputs}] and back", self.rows, self.live)
+    }
+
+    fn counts(&self) -> Capacity {
+        rows_only(self.live)
+    }
+
+    fn reference<T: Scalar>(&self) -> Outputs {
+        let p = &self.params;
+        let pre = linear(&cast::<T>(&self.x), &p.get(self.first.weight), &p.get(self.first.bias));
+        let act: Vec<T> = pre.iter().map(|&x| gelu(x)).collect();
+        let (mut d_weight, mut d_bias) = (p.grad(self.second.weight), p.grad(self.first.bias));
+        let (d_y, inputs) = (cast(&self.d_y), self.second.inputs);
+        let d_act = linear_backward(&d_y, &act, &p.get(self.second.weight), inputs, &mut d_weight);
+        let d_pre = gelu_backward(&pre, &d_act);
+        add_rows(&d_pre, &mut d_bias);
+        let mut d_bias_alone = p.grad(self.first.bias);
+        let d_alone = gelu_backward(&pre, &cast(&self.d_act));
+        add_rows(&d_alone, &mut d_bias_alone);
+        vec![
+            ("pre", widen(&pre)),
+            ("y", widen(&act)),
+            ("d_pre", widen(&d_pre)),
+            ("d_weight", widen(&d_weight)),
+            ("d_bias", widen(&d_bias)),
+            ("d", widen(&d_alone)),
+            ("gelu_backward's d_bias", widen(&d_bias_alone)),
+        ]
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, first, second) = (room.be, &self.first, &self.second);
+        let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
+        let x = room.mat(self.rows, first.inputs, &self.x)?;
+        let (mut pre, mut act) = (room.empty(self.rows, first.outputs)?, room.empty(self.rows, first.outputs)?);
+        be.linear_gelu(&x, &w, first, &mut pre, &mut act)?;
+        let (d_y, mut d_pre) = (room.mat(self.rows, second.outputs, &self.d_y)?, room.empty(self.rows, second.inputs)?);
+        be.linear_backward_gelu(&d_y, &act, &pre, &w, second, first.bias, &mut grads, &mut d_pre)?;
+        let mut outputs = vec![("pre", room.read(&pre)?), ("y", room.read(&act)?), ("d_pre", room.read(&d_pre)?)];
+        let spans = [("d_weight", second.weight), ("d_bias", first.bias)];
+        self.params.read_grads(be, &grads, &spans, &mut outputs)?;
+        let (mut grads, mut d) = (room.grads(&self.params)?, room.mat(self.rows, first.outputs, &self.d_act)?);
+        be.gelu_backward(&pre, first.bias, &mut grads, &mut d)?;
+        outputs.push(("d", room.read(&d)?));
+        self.params.read_grads(be, &grads, &[("gelu_backward's d_bias", first.bias)], &mut outputs)?;
+        Ok(outputs)
+    }
+}
+
+pub fn suite<B: Backend + Sync>(be: &B) {
+    for live in [0, 1, 3, 113] {
+        check(be, &case(live, 64, 256, Rows::Tokens, 1.0));
+    }
+    check(be, &case(511, 64, 128, Rows::Tokens, 1.0));
+    check(be, &case(512, 128, 384, Rows::Tokens, 1.0));
+    check(be, &case(50, 64, 256, Rows::Tokens, 10.0));
+    check(be, &case(77, 128, 128, Rows::Masked, 1.0));
+    check_after(be, &case(300, 64, 256, Rows::Tokens, 1.0), &case(5, 64, 256, Rows::Tokens, 1.0));
+}

@@ -1,0 +1,188 @@
+//! add_layernorm and add_layernorm_backward.
+
+use handbert::backend::{Backend, Capacity, Dropout, Norm, Result, Rows, Span};
+
+use crate::batches::{LENGTHS, Masks, TestBatch};
+use crate::harness::{OpCase, Outputs, Room, check, check_after, mean_and_rstd};
+use crate::params::Params;
+use crate::random::Random;
+use crate::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
+use crate::reference::{Scalar, add_rows, cast, hadamard, keep, widen};
+
+/// How the op is called; the model uses it in more than one way.
+#[derive(Debug, Clone, Copy)]
+struct Use {
+    rows: Rows,
+    residual: Residual,
+    d_branch: DBranch,
+    drop: Dropout,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Residual {
+    Added,
+    Absent,
+}
+
+/// Which gradients of the branch are wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum DBranch {
+    MatrixAndBias,
+    BiasOnly,
+    MatrixOnly,
+    Neither,
+}
+
+impl DBranch {
+    fn matrix(self) -> bool {
+        matches!(self, DBranch::MatrixAndBias | DBranch::MatrixOnly)
+    }
+
+    fn bias(self) -> bool {
+        matches!(self, DBranch::MatrixAndBias | DBranch::BiasOnly)
+    }
+}
+
+struct Case {
+    batch: TestBatch,
+    live: usize,
+    width: usize,
+    how: Use,
+    params: Params,
+    norm: Norm,
+    bias: Span,
+    branch: Vec<f32>,
+    residual: Vec<f32>,
+    d_y: Vec<f32>,
+}
+
+fn case(lengths: &[usize], width: usize, how: Use) -> Case {
+    let mut random = Random::new(width as u32);
+    let batch = TestBatch::new(lengths, 1000, &mut random).masked(Masks::Some, &mut random);
+    let live = batch.counts().of(how.rows);
+    let mut params = Params::default();
+    let norm = params.norm(width, &mut random);
+    let bias = random.normals(width, 1.0);
+    let bias = params.add(bias, &mut random);
+    let mut values = || random.normals(live * width, 1.0);
+    let (branch, residual, d_y) = (values(), values(), values());
+    Case { batch, live, width, how, params, norm, bias, branch, residual, d_y }
+}
+
+impl Case {
+    /// The rows far from zero, where a variance of E[x²] - mean² cancels.
+    fn shifted(mut self, by: f32) -> Self {
+        self.residual.iter_mut().for_each(|x| *x += by);
+        self
+    }
+
+    /// Rows without variance: y = β.
+    fn zero(mut self) -> Self {
+        self.residual.fill(0.0);
+        self.branch.fill(0.0);
+        self
+    }
+}
+
+impl OpCase for Case {
+    fn describe(&self) -> String {
+        format!("add_layernorm [{}, C={}], {:?}", self.live, self.width, self.how)
+    }
+
+    fn counts(&self) -> Capacity {
+        self.batch.counts()
+    }
+
+    fn reference<T: Scalar>(&self) -> Outputs {
+        let p = &self.params;
+        let keep = keep::<T>(&self.how.drop, self.batch.step, self.live, self.width);
+        let residual = (self.how.residual == Residual::Added).then(|| cast::<T>(&self.residual));
+        let sum = residual_sum(&cast(&self.branch), residual.as_deref(), &keep);
+        let gamma = p.get(self.norm.gamma);
+        let (y, stats) = layernorm(&sum, &gamma, &p.get(self.norm.beta), T::of(f64::from(self.norm.epsilon)));
+        let [mut d_gamma, mut d_beta, mut d_bias] =
+            [self.norm.gamma, self.norm.beta, self.bias].map(|span| p.grad::<T>(span));
+        let d_sum = layernorm_backward(&cast(&self.d_y), &sum, &stats, &gamma, &mut d_gamma, &mut d_beta);
+        let d_branch = hadamard(&keep, &d_sum);
+        add_rows(&d_branch, &mut d_bias);
+        let mut outputs = vec![("sum", widen(&sum)), ("y", widen(&y)), ("d_sum", widen(&d_sum))];
+        outputs.splice(1..1, mean_and_rstd(&widen(&stats)));
+        if self.how.d_branch.matrix() {
+            outputs.push(("d_branch", widen(&d_branch)));
+        }
+        outputs.extend([("d_gamma", widen(&d_gamma)), ("d_beta", widen(&d_beta))]);
+        if self.how.d_branch.bias() {
+            outputs.push(("d_bias", widen(&d_bias)));
+        }
+        outputs
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, width, Use { rows, drop, .. }) = (room.be, self.width, self.how);
+        let batch = room.upload(&self.batch)?;
+        let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
+        let branch = room.mat(rows, width, &self.branch)?;
+        let residual = room.mat(rows, width, &self.residual)?;
+        let residual = (self.how.residual == Residual::Added).then_some(&residual);
+        let (mut sum, mut stats, mut y) = (room.empty(rows, width)?, room.stats(rows, 2)?, room.empty(rows, width)?);
+        be.add_layernorm(&branch, residual, &batch, &w, &self.norm, &drop, &mut sum, &mut stats, &mut y)?;
+        let mut outputs = vec![("sum", room.read(&sum)?)];
+        outputs.extend(mean_and_rstd(&room.read_stats(&stats)?));
+        outputs.push(("y", room.read(&y)?));
+        let (mut d, mut d_branch) = (room.mat(rows, width, &self.d_y)?, room.empty(rows, width)?);
+        let wanted = self.how.d_branch;
+        be.add_layernorm_backward(
+            &mut d,
+            &sum,
+            &stats,
+            &batch,
+            &w,
+            &self.norm,
+            &drop,
+            wanted.bias().then_some(self.bias),
+            &mut grads,
+            wanted.matrix().then_some(&mut d_branch),
+        )?;
+        outputs.push(("d_sum", room.read(&d)?));
+        if wanted.matrix() {
+            outputs.push(("d_branch", room.read(&d_branch)?));
+        }
+        let mut spans = vec![("d_gamma", self.norm.gamma), ("d_beta", self.norm.beta)];
+        if wanted.bias() {
+            spans.push(("d_bias", self.bias));
+        }
+        self.params.read_grads(be, &grads, &spans, &mut outputs)?;
+        room.give_stats(rows, 2, stats);
+        room.give_batch(batch);
+        Ok(outputs)
+    }
+}
+
+pub fn suite<B: Backend + Sync>(be: &B) {
+    let dropping = Use {
+        rows: Rows::Tokens,
+        residual: Residual::Added,
+        d_branch: DBranch::MatrixAndBias,
+        drop: Dropout::new(0.1, 3, 7),
+    };
+    // After the attention's projection: nothing dropped, so d_sum serves as d_branch.
+    let attention = Use { d_branch: DBranch::BiasOnly, drop: Dropout::NONE, ..dropping };
+    let mlm_head = Use { rows: Rows::Masked, residual: Residual::Absent, d_branch: DBranch::Neither, ..attention };
+    for lengths in LENGTHS {
+        check(be, &case(lengths, 128, dropping));
+        check(be, &case(lengths, 64, attention));
+        check(be, &case(lengths, 64, mlm_head));
+    }
+    check(be, &case(&[50, 63], 384, dropping));
+    check(be, &case(&[50, 63], 768, dropping));
+    check(be, &case(&[50, 63], 768, mlm_head));
+    for d_branch in [DBranch::BiasOnly, DBranch::MatrixOnly, DBranch::Neither] {
+        check(be, &case(&[20, 13], 128, Use { d_branch, ..dropping }));
+    }
+    check(be, &case(&[1; 9], 64, Use { rows: Rows::Sequences, drop: Dropout::NONE, ..dropping }));
+    check(be, &case(&[20, 13], 128, Use { residual: Residual::Absent, ..dropping }));
+    check(be, &case(&[20, 13], 128, dropping).shifted(1000.0));
+    check(be, &case(&[3], 128, attention).zero());
+    check_after(be, &case(&[200, 17, 1, 128], 128, dropping), &case(&[3, 8], 128, dropping));
+    check_after(be, &case(&[200, 17, 1, 128], 128, mlm_head), &case(&[3, 8], 128, mlm_head));
+}

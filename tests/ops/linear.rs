@@ -1,0 +1,118 @@
+//! linear and linear_backward.
+
+use handbert::backend::{Backend, Capacity, Into, Linear, Result, Rows};
+
+use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::params::Params;
+use crate::random::Random;
+use crate::reference::linear::{linear, linear_backward};
+use crate::reference::{Scalar, cast, widen};
+
+/// Where d_x goes.
+#[derive(Debug, Clone, Copy)]
+enum Want {
+    Nowhere,
+    Write,
+    Add,
+}
+
+struct Case {
+    rows: Rows,
+    live: usize,
+    params: Params,
+    layer: Linear,
+    x: Vec<f32>,
+    d_y: Vec<f32>,
+    want: Want,
+    /// What d_x holds before, where it is added to.
+    d_x: Vec<f32>,
+}
+
+fn case(live: usize, inputs: usize, outputs: usize, rows: Rows, want: Want) -> Case {
+    let mut random = Random::new((inputs + outputs) as u32);
+    let mut params = Params::default();
+    let layer = params.linear(inputs, outputs, &mut random);
+    Case {
+        rows,
+        live,
+        params,
+        layer,
+        x: random.normals(live * inputs, 1.0),
+        d_y: random.normals(live * outputs, 1.0),
+        want,
+        d_x: random.normals(live * inputs, 1.0),
+    }
+}
+
+/// Counts of a case with no batch: as many rows of any kind.
+pub fn rows_only(live: usize) -> Capacity {
+    Capacity { tokens: live, sequences: live, masked: live }
+}
+
+impl OpCase for Case {
+    fn describe(&self) -> String {
+        let Linear { inputs, outputs, .. } = self.layer;
+        format!("linear [{:?}={}, in={inputs}] to [out={outputs}], d_x {:?}", self.rows, self.live, self.want)
+    }
+
+    fn counts(&self) -> Capacity {
+        rows_only(self.live)
+    }
+
+    fn reference<T: Scalar>(&self) -> Outputs {
+        let (p, layer, x) = (&self.params, &self.layer, cast::<T>(&self.x));
+        let weight = p.get(layer.weight);
+        let y = linear(&x, &weight, &p.get(layer.bias));
+        let mut d_weight = p.grad(layer.weight);
+        let d_x = linear_backward(&cast(&self.d_y), &x, &weight, layer.inputs, &mut d_weight);
+        let added: Vec<T> = cast::<T>(&self.d_x).into_iter().zip(&d_x).map(|(before, &d)| before + d).collect();
+        let mut outputs = vec![("y", widen(&y))];
+        match self.want {
+            Want::Nowhere => {}
+            Want::Write => outputs.push(("d_x", widen(&d_x))),
+            Want::Add => outputs.push(("d_x", widen(&added))),
+        }
+        outputs.push(("d_weight", widen(&d_weight)));
+        outputs
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, layer) = (room.be, &self.layer);
+        let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
+        let (x, mut y) = (room.mat(self.rows, layer.inputs, &self.x)?, room.empty(self.rows, layer.outputs)?);
+        be.linear(&x, &w, layer, &mut y)?;
+        let mut outputs = vec![("y", room.read(&y)?)];
+        let d_y = room.mat(self.rows, layer.outputs, &self.d_y)?;
+        let mut d_x = match self.want {
+            Want::Add => room.mat(self.rows, layer.inputs, &self.d_x)?,
+            Want::Nowhere | Want::Write => room.empty(self.rows, layer.inputs)?,
+        };
+        let into = match self.want {
+            Want::Nowhere => Into::Nowhere,
+            Want::Write => Into::Write(&mut d_x),
+            Want::Add => Into::Add(&mut d_x),
+        };
+        be.linear_backward(&d_y, &x, &w, layer, &mut grads, into)?;
+        if !matches!(self.want, Want::Nowhere) {
+            outputs.push(("d_x", room.read(&d_x)?));
+        }
+        self.params.read_grads(be, &grads, &[("d_weight", layer.weight)], &mut outputs)?;
+        Ok(outputs)
+    }
+}
+
+pub fn suite<B: Backend + Sync>(be: &B) {
+    for live in [0, 1, 3, 113] {
+        for want in [Want::Nowhere, Want::Write, Want::Add] {
+            check(be, &case(live, 128, 384, Rows::Tokens, want));
+        }
+    }
+    check(be, &case(511, 64, 192, Rows::Tokens, Want::Add));
+    check(be, &case(512, 384, 128, Rows::Tokens, Want::Write));
+    check(be, &case(113, 768, 768, Rows::Tokens, Want::Add));
+    // Few classes: outputs that fill no vector.
+    check(be, &case(7, 64, 2, Rows::Sequences, Want::Write));
+    check(be, &case(77, 128, 5, Rows::Sequences, Want::Write));
+    check(be, &case(77, 128, 128, Rows::Masked, Want::Write));
+    check_after(be, &case(300, 128, 384, Rows::Tokens, Want::Write), &case(5, 128, 384, Rows::Tokens, Want::Write));
+}

@@ -1,0 +1,50 @@
+//! Every op of the `Backend` trait against the f64 oracle: one suite, stamped for each backend.
+//!
+//! A family's file holds its cases: how the op is run on a backend, and how the oracle computes the same. `harness::check`
+//! compares the two and asks for equal bits from two runs, from one, two and three threads, and
+//! from memory that an earlier batch has used. `HANDBERT_RATIOS=1 cargo test --test ops -- --nocapture` prints each error.
+
+#[path = "../support/random.rs"]
+mod random;
+#[path = "../support/reference/mod.rs"]
+mod reference;
+#[path = "../support/tolerance.rs"]
+mod tolerance;
+
+mod batches;
+mod harness;
+mod params;
+
+mod attention;
+mod classes;
+mod embedding;
+mod gelu;
+mod layernorm;
+mod linear;
+mod optimizer;
+mod oracle;
+mod refusals;
+mod rows;
+mod top_k;
+mod upload;
+mod vocabulary;
+
+/// The whole suite, one test per family, for a backend.
+macro_rules! stamp {
+    ($name:ident, $backend:expr) => {
+        mod $name {
+            stamp!(@families $backend, embedding linear gelu attention layernorm rows vocabulary classes top_k);
+            stamp!(@families $backend, optimizer refusals upload);
+        }
+    };
+    (@families $backend:expr, $($family:ident)*) => {
+        $(
+            #[test]
+            fn $family() {
+                super::$family::suite(&$backend);
+            }
+        )*
+    };
+}
+
+stamp!(cpu, handbert::backend::cpu::Cpu::new());

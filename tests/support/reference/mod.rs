@@ -1,0 +1,114 @@
+//! The oracle: every op of `handbert::backend::Backend` in a few plain lines.
+//!
+//! Run in f64 it says what is right; the same lines in f32 are the naive computation that the
+//! tolerance rule measures against (tests/support/tolerance.rs). Matrices are row-major slices, sums go from first to
+//! last, nothing is fused.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod embedding;
+mod erf;
+pub mod gelu;
+pub mod layernorm;
+pub mod linear;
+pub mod optimizer;
+pub mod rows;
+
+pub use erf::erf;
+
+use std::fmt::Debug;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+use handbert::backend::Dropout;
+
+/// f32 or f64.
+pub trait Scalar:
+    Copy
+    + Debug
+    + Default
+    + PartialOrd
+    + Add<Output = Self>
+    + AddAssign
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+{
+    /// The number nearest to `x`.
+    fn of(x: f64) -> Self;
+    /// Itself, exactly.
+    fn to_f64(self) -> f64;
+    /// e to this power.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// Integer power.
+    fn powi(self, n: i32) -> Self;
+}
+
+macro_rules! scalar {
+    ($float:ty) => {
+        impl Scalar for $float {
+            fn of(x: f64) -> Self {
+                x as $float
+            }
+            fn to_f64(self) -> f64 {
+                f64::from(self)
+            }
+            fn exp(self) -> Self {
+                <$float>::exp(self)
+            }
+            fn ln(self) -> Self {
+                <$float>::ln(self)
+            }
+            fn sqrt(self) -> Self {
+                <$float>::sqrt(self)
+            }
+            fn powi(self, n: i32) -> Self {
+                <$float>::powi(self, n)
+            }
+        }
+    };
+}
+scalar!(f32);
+scalar!(f64);
+
+/// Inputs in the precision at hand; exact, both ways.
+pub fn cast<T: Scalar>(values: &[f32]) -> Vec<T> {
+    values.iter().map(|&x| T::of(f64::from(x))).collect()
+}
+
+/// Results in f64, exactly.
+pub fn widen<T: Scalar>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|x| x.to_f64()).collect()
+}
+
+/// Σ, first to last.
+pub fn sum<T: Scalar>(values: impl Iterator<Item = T>) -> T {
+    values.fold(T::default(), |total, x| total + x)
+}
+
+/// a · b
+pub fn dot<T: Scalar>(a: &[T], b: &[T]) -> T {
+    sum(a.iter().zip(b).map(|(&a, &b)| a * b))
+}
+
+/// into += Σ_rows m.  m [R, cols], into [cols]
+pub fn add_rows<T: Scalar>(m: &[T], into: &mut [T]) {
+    for row in m.chunks(into.len()) {
+        row.iter().zip(into.iter_mut()).for_each(|(&x, total)| *total += x);
+    }
+}
+
+/// a ∘ b
+pub fn hadamard<T: Scalar>(a: &[T], b: &[T]) -> Vec<T> {
+    a.iter().zip(b).map(|(&a, &b)| a * b).collect()
+}
+
+/// The multipliers of a [rows, cols] matrix.
+pub fn keep<T: Scalar>(drop: &Dropout, step: u32, rows: usize, cols: usize) -> Vec<T> {
+    let at = |i: usize| drop.keep8(step, (i / cols) as u32, (i % cols / 8) as u32)[i % cols % 8];
+    (0..rows * cols).map(|i| T::of(f64::from(at(i)))).collect()
+}

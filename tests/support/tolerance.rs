@@ -1,0 +1,61 @@
+//! How far a result may be from the truth.
+//!
+//! An output passes if its worst element is off the f64 oracle by at most twice the worst error of
+//! the naive computation in the same precision (the oracle's own lines, run in f32), plus an
+//! absolute term of [`ULPS`] units in the last place of the largest magnitude: of the output, or of the terms
+//! whose difference it is, where those are larger and may cancel.
+//!
+//! The absolute term is there for outputs where the naive computation happens to be exact, a few
+//! elements, one addition, or two equal roundings that cancel. What an honest f32 implementation may
+//! add there, in ulps: ½ for rounding the result, ½ for adding it to what was there, 1 for the last
+//! multiplication or division, and 2 for an exp, erf or square root in between: 4.
+
+/// See above.
+pub const ULPS: f64 = 4.0;
+
+/// The worst element of an output, and what it was measured against.
+#[derive(Debug, Clone, Copy)]
+pub struct Verdict {
+    /// Largest error of the result; infinite where it is not a number.
+    pub error: f64,
+    /// Where.
+    pub worst: usize,
+    /// Largest error of the naive computation.
+    pub naive: f64,
+    /// Largest error that passes.
+    pub allowed: f64,
+}
+
+fn worst(got: &[f64], exact: &[f64]) -> (usize, f64) {
+    let error = |i: usize| if got[i] == exact[i] { 0.0 } else { (got[i] - exact[i]).abs() };
+    let finite = |e: f64| if e.is_nan() { f64::INFINITY } else { e };
+    (0..exact.len()).map(|i| (i, finite(error(i)))).fold((0, 0.0), |a, b| if b.1 > a.1 { b } else { a })
+}
+
+/// Measures an output against the f64 oracle and the naive f32 computation, all of one length. `terms` is the largest
+/// magnitude of the terms whose difference the output is, 0 where nothing cancels.
+pub fn measure(got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
+    let largest = exact.iter().fold(terms, |a, b| a.max(b.abs()));
+    let (at, error) = worst(got, exact);
+    let (_, naive) = worst(naive, exact);
+    assert!(naive.is_finite() && largest.is_finite(), "the naive computation must be finite to be a measure");
+    let ulp = if largest == 0.0 { 0.0 } else { f64::from(f32::EPSILON) * 2.0f64.powi(largest.log2().floor() as i32) };
+    Verdict { error, worst: at, naive, allowed: 2.0 * naive + ULPS * ulp }
+}
+
+/// Fails with op, shape, worst element, error and what was allowed.
+pub fn assert_close(what: &str, got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
+    assert_eq!(got.len(), exact.len(), "{what}: number of elements");
+    let v = measure(got, exact, naive, terms);
+    assert!(
+        v.error <= v.allowed,
+        "{what}: element {} is {:e}, should be {:e}: off by {:.3e}, allowed {:.3e} (naive f32 is off by {:.3e})",
+        v.worst,
+        got[v.worst],
+        exact[v.worst],
+        v.error,
+        v.allowed,
+        v.naive,
+    );
+    v
+}
