@@ -133,6 +133,7 @@ impl Block<'_> {
     }
 
     /// `d` comes in as d_y and goes out as d_x. [N, C]
+    #[allow(clippy::too_many_arguments)]
     pub fn backward<B: Backend>(
         &self, be: &B, w: &B::Weights, batch: &B::Batch, x: &B::Mat, a: &BlockActs<B::Mat, B::Stats>,
         s: &mut BlockScratch<B::Mat>, grads: &mut B::Flat, d: &mut B::Mat,

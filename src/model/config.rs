@@ -1,37 +1,19 @@
 //! config.json of a DistilBERT, read strictly: a field that would change the maths is an error, not
 //! a default.
 
+mod fields;
+
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::{Error, Result};
+use fields::Fields;
 
-/// Fields that say nothing about the maths of what is built here, and so are passed over.
-const IGNORED: &[&str] = &[
-    "_attn_implementation_autoset",
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "finetuning_task",
-    "model_type",
-    "output_past",
-    "qa_dropout",
-    "tie_weights_",
-    "tie_word_embeddings",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-    "output_attentions",
-    "output_hidden_states",
-    "return_dict",
-    "attn_implementation",
-    "bos_token_id",
-    "eos_token_id",
-    "sep_token_id",
-    "cls_token_id",
-    "mask_token_id",
-];
+/// What a size may be at most; far beyond any DistilBERT, and small enough that no product of sizes overflows.
+const LARGEST_WIDTH: usize = 1 << 15;
+const LARGEST_TABLE: usize = 1 << 24;
+const MOST_LAYERS: usize = 1000;
 
 /// A DistilBERT's configuration, under the names of HF's config.json.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,9 +60,16 @@ impl Config {
 
     /// Checks parsed fields; `file` is for error messages.
     pub fn from_json(fields: &Map<String, Value>, file: &Path) -> Result<Config> {
-        let mut f = Fields { file, fields, seen: Vec::new() };
+        let mut f = Fields::new(file, fields);
         f.expect("model_type", |v| v == "distilbert", "only \"distilbert\" is supported")?;
         f.expect("activation", |v| v == "gelu", "only \"gelu\", the erf form, is supported")?;
+        f.expect_off()?;
+        if f.peek("tie_word_embeddings").is_some_and(|v| v == false) {
+            return Err(f.error(
+                "tie_word_embeddings",
+                "is false; only a vocabulary projection tied to the word embeddings is supported",
+            ));
+        }
         if f.peek("problem_type").is_some_and(|v| !v.is_null() && v != "single_label_classification") {
             return Err(f.error("problem_type", "only single_label_classification is supported"));
         }
@@ -96,12 +85,29 @@ impl Config {
             attention_dropout: f.fraction("attention_dropout")?,
             seq_classif_dropout: f.fraction_or("seq_classif_dropout", 0.2)?,
             initializer_range: f.number("initializer_range", 0.02)?,
-            pad_token_id: f.integer_or("pad_token_id", 0)? as u32,
+            pad_token_id: f.token_id("pad_token_id", 0)?,
             labels: f.labels()?,
         };
         f.no_others()?;
         config.check(file)?;
         Ok(config)
+    }
+
+    /// Checks that a tokenizer of `tokens` ids is this model's: as many, or so few less that the table was only
+    /// rounded up to a multiple of at most 128. `dir` holds the tokenizer.
+    pub fn check_vocabulary(&self, tokens: usize, dir: &Path) -> Result<()> {
+        if tokens <= self.vocab_size && self.vocab_size - tokens < 128 {
+            return Ok(());
+        }
+        Err(Error::Config {
+            file: dir.join("config.json"),
+            field: "vocab_size".into(),
+            why: format!(
+                "is {}, but the tokenizer has {tokens} tokens; put the tokenizer files that the model was trained with into {}",
+                self.vocab_size,
+                dir.display()
+            ),
+        })
     }
 
     /// Head size D = C / H.
@@ -141,37 +147,44 @@ impl Config {
 
     fn check(&self, file: &Path) -> Result<()> {
         let wrong = |field: &str, why: String| Error::Config { file: file.into(), field: field.into(), why };
-        let positive = [
-            ("vocab_size", self.vocab_size),
-            ("max_position_embeddings", self.max_position_embeddings),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("dim", self.dim),
-            ("hidden_dim", self.hidden_dim),
+        let sizes = [
+            ("vocab_size", self.vocab_size, LARGEST_TABLE),
+            ("max_position_embeddings", self.max_position_embeddings, LARGEST_TABLE),
+            ("n_layers", self.n_layers, MOST_LAYERS),
+            ("n_heads", self.n_heads, LARGEST_WIDTH),
+            ("dim", self.dim, LARGEST_WIDTH),
+            ("hidden_dim", self.hidden_dim, 8 * LARGEST_WIDTH),
         ];
-        for (field, value) in positive {
-            // 2^24 of anything is far beyond any DistilBERT, and keeps products of two below 2^48.
-            if value == 0 || value > 1 << 24 {
-                return Err(wrong(field, format!("{value} is out of range")));
+        for (field, value, largest) in sizes {
+            if value == 0 || value > largest {
+                return Err(wrong(field, format!("is {value}, not a number from 1 to {largest}")));
             }
         }
         if !self.dim.is_multiple_of(64) {
-            return Err(wrong("dim", format!("{} is not a multiple of 64", self.dim)));
+            return Err(wrong("dim", format!("is {}, not a multiple of 64", self.dim)));
         }
         if !self.hidden_dim.is_multiple_of(64) {
-            return Err(wrong("hidden_dim", format!("{} is not a multiple of 64", self.hidden_dim)));
+            return Err(wrong("hidden_dim", format!("is {}, not a multiple of 64", self.hidden_dim)));
         }
         if !self.dim.is_multiple_of(self.n_heads) || ![32, 64, 128].contains(&self.head_size()) {
             return Err(wrong(
                 "n_heads",
-                format!("dim {} over {} heads does not give head size 32, 64 or 128", self.dim, self.n_heads),
+                format!("is {}, which does not part dim {} into heads of size 32, 64 or 128", self.n_heads, self.dim),
             ));
+        }
+        if self.initializer_range < 0.0 {
+            return Err(wrong("initializer_range", format!("is {}, which is negative", self.initializer_range)));
         }
         if self.pad_token_id as usize >= self.vocab_size {
             return Err(wrong(
                 "pad_token_id",
-                format!("{} is not in a vocabulary of {}", self.pad_token_id, self.vocab_size),
+                format!("is {}, which is not in a vocabulary of {}", self.pad_token_id, self.vocab_size),
             ));
+        }
+        let mut sorted: Vec<_> = self.labels.iter().collect();
+        sorted.sort_unstable();
+        if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(wrong("id2label", format!("names {:?} twice", twice[0])));
         }
         Ok(())
     }
@@ -180,111 +193,4 @@ impl Config {
 /// 0.1f32 as the f64 0.1, not as 0.10000000149.
 fn round_trip(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
-}
-
-struct Fields<'a> {
-    file: &'a Path,
-    fields: &'a Map<String, Value>,
-    seen: Vec<&'static str>,
-}
-
-impl Fields<'_> {
-    fn error(&self, field: &str, why: impl std::fmt::Display) -> Error {
-        Error::Config { file: self.file.into(), field: field.into(), why: why.to_string() }
-    }
-
-    fn peek(&mut self, field: &'static str) -> Option<&Value> {
-        self.seen.push(field);
-        self.fields.get(field)
-    }
-
-    fn required(&mut self, field: &'static str) -> Result<&Value> {
-        self.seen.push(field);
-        self.fields.get(field).ok_or_else(|| Error::Config {
-            file: self.file.into(),
-            field: field.into(),
-            why: "is missing; save the model again with save_pretrained".into(),
-        })
-    }
-
-    fn expect(&mut self, field: &'static str, right: impl Fn(&Value) -> bool, why: &str) -> Result<()> {
-        let value = self.required(field)?.clone();
-        if right(&value) { Ok(()) } else { Err(self.error(field, format!("is {value}; {why}"))) }
-    }
-
-    fn integer(&mut self, field: &'static str) -> Result<usize> {
-        let value = self.required(field)?.clone();
-        value.as_u64().map(|v| v as usize).ok_or_else(|| self.error(field, format!("is {value}, not a whole number")))
-    }
-
-    fn integer_or(&mut self, field: &'static str, default: usize) -> Result<usize> {
-        if self.peek(field).is_none_or(Value::is_null) { Ok(default) } else { self.integer(field) }
-    }
-
-    fn number(&mut self, field: &'static str, default: f32) -> Result<f32> {
-        let Some(value) = self.peek(field).cloned() else { return Ok(default) };
-        value
-            .as_f64()
-            .filter(|v| v.is_finite())
-            .map(|v| v as f32)
-            .ok_or_else(|| self.error(field, format!("is {value}, not a number")))
-    }
-
-    fn fraction(&mut self, field: &'static str) -> Result<f32> {
-        self.required(field)?;
-        self.fraction_or(field, 0.0)
-    }
-
-    fn fraction_or(&mut self, field: &'static str, default: f32) -> Result<f32> {
-        let value = self.number(field, default)?;
-        if (0.0..1.0).contains(&value) {
-            Ok(value)
-        } else {
-            Err(self.error(field, format!("is {value}, not a probability below 1")))
-        }
-    }
-
-    fn boolean(&mut self, field: &'static str, default: bool) -> Result<bool> {
-        let Some(value) = self.peek(field).cloned() else { return Ok(default) };
-        value.as_bool().ok_or_else(|| self.error(field, format!("is {value}, neither true nor false")))
-    }
-
-    /// id2label, with ids 0..K as string keys; label2id must be its inverse where it is given.
-    fn labels(&mut self) -> Result<Vec<String>> {
-        let Some(id2label) = self.peek("id2label").cloned() else {
-            return match self.peek("label2id") {
-                None => Ok(Vec::new()),
-                Some(_) => Err(self.error("label2id", "is there without id2label")),
-            };
-        };
-        let map = id2label.as_object().ok_or_else(|| self.error("id2label", "is not an object"))?;
-        let labels: Vec<String> = (0..map.len())
-            .map(|i| {
-                let name = map.get(&i.to_string()).and_then(Value::as_str);
-                name.map(str::to_owned)
-                    .ok_or_else(|| self.error("id2label", format!("names no class {i} of {}", map.len())))
-            })
-            .collect::<Result<_>>()?;
-        if let Some(inverse) = self.peek("label2id").cloned() {
-            for (i, label) in labels.iter().enumerate() {
-                if inverse.get(label).and_then(Value::as_u64) != Some(i as u64) {
-                    return Err(
-                        self.error("label2id", format!("does not give {label:?} the id {i} that id2label gives it"))
-                    );
-                }
-            }
-        }
-        Ok(labels)
-    }
-
-    fn no_others(&self) -> Result<()> {
-        let known = |name: &str| self.seen.contains(&name) || IGNORED.contains(&name);
-        match self.fields.keys().find(|name| !known(name)) {
-            None => Ok(()),
-            Some(name) => Err(self.error(
-                name,
-                "is not a field of a DistilBERT that HandBERT knows; remove it if it does not change the maths",
-            )),
-        }
-    }
 }

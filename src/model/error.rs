@@ -27,6 +27,16 @@ pub enum Error {
         /// What is wrong with it, and what to do.
         why: String,
     },
+    /// A tensor of a weights file cannot be used.
+    #[error("{file}: tensor {tensor}: {why}")]
+    Tensor {
+        /// The weights file, or the directory where no file has the tensor.
+        file: PathBuf,
+        /// Its name in the file.
+        tensor: String,
+        /// What is wrong with it, and what to do.
+        why: String,
+    },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {

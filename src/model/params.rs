@@ -19,6 +19,8 @@ pub enum Init {
     Normal,
     /// N(0, `initializer_range`), but this row is zero.
     NormalExceptRow(usize),
+    /// Sines of the position in even columns, cosines in odd ones, from fast to slow, with the spread of [`Init::Normal`].
+    Sinusoidal,
     /// All zero.
     Zeros,
     /// All one.
@@ -116,7 +118,7 @@ impl ParamTable {
             position: b.add(
                 "distilbert.embeddings.position_embeddings.weight",
                 &[config.max_position_embeddings, c],
-                Init::Normal,
+                if config.sinusoidal_pos_embds { Init::Sinusoidal } else { Init::Normal },
             ),
             norm: b.norm("distilbert.embeddings.LayerNorm", c),
             width: c,
@@ -179,11 +181,26 @@ pub fn initialise(values: &mut [f32], spec: &ParamSpec, range: f32, seed: u64) {
     match spec.init {
         Init::Zeros => values.fill(0.0),
         Init::Ones => values.fill(1.0),
+        Init::Sinusoidal => fill_sines(values, spec.shape[1], range),
         Init::Normal | Init::NormalExceptRow(_) => fill_normal(values, &spec.hf_name, range, seed),
     }
     if let Init::NormalExceptRow(row) = spec.init {
         let width = spec.shape[1];
         values[row * width..(row + 1) * width].fill(0.0);
+    }
+}
+
+/// Vaswani et al., "Attention is all you need" (2017), section 3.5: columns 2k and 2k + 1 of row p hold the sine and
+/// the cosine of p / 10,000^(2k / C). Scaled to the standard deviation `range` of the word embeddings they are added
+/// to, so that neither drowns the other.
+fn fill_sines(values: &mut [f32], width: usize, range: f32) {
+    let amplitude = f64::from(range) * std::f64::consts::SQRT_2;
+    for (position, row) in values.chunks_mut(width).enumerate() {
+        for (column, value) in row.iter_mut().enumerate() {
+            let exponent = (column / 2 * 2) as f64 / width as f64;
+            let angle = position as f64 / 10_000f64.powf(exponent);
+            *value = (amplitude * if column % 2 == 0 { angle.sin() } else { angle.cos() }) as f32;
+        }
     }
 }
 
@@ -215,7 +232,7 @@ impl Builder {
     fn add(&mut self, name: &str, shape: &[usize], init: Init) -> Span {
         let span = Span { offset: self.end, len: shape.iter().product() };
         self.end = (span.offset + span.len).next_multiple_of(SPAN_ALIGNMENT);
-        let decay = matches!(init, Init::Normal | Init::NormalExceptRow(_));
+        let decay = !matches!(init, Init::Zeros | Init::Ones); // biases and LayerNorms start constant, and only they
         self.specs.push(ParamSpec { hf_name: name.to_owned(), shape: shape.to_vec(), init, decay, span });
         span
     }
@@ -251,5 +268,123 @@ impl Builder {
             beta: self.add(&format!("{name}.bias"), &[c], Init::Zeros),
             epsilon: LAYER_NORM_EPSILON,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::path::Path;
+
+    fn config(changes: &[(&str, serde_json::Value)]) -> Config {
+        let mut fields = json!({
+            "model_type": "distilbert", "activation": "gelu", "vocab_size": 30522, "max_position_embeddings": 512,
+            "n_layers": 6, "n_heads": 12, "dim": 768, "hidden_dim": 3072, "dropout": 0.1, "attention_dropout": 0.1,
+        });
+        for (field, value) in changes {
+            fields[*field] = value.clone();
+        }
+        let serde_json::Value::Object(fields) = fields else { unreachable!() };
+        Config::from_json(&fields, Path::new("config.json")).unwrap()
+    }
+
+    fn tiny() -> Config {
+        let small = [("vocab_size", 101), ("max_position_embeddings", 17), ("n_layers", 2), ("n_heads", 2)];
+        let mut changes: Vec<_> = small.map(|(field, value)| (field, json!(value))).into();
+        changes.extend([("dim", json!(64)), ("hidden_dim", json!(128)), ("pad_token_id", json!(3))]);
+        config(&changes)
+    }
+
+    #[test]
+    fn counts_are_those_of_distilbert_base() {
+        let mlm = ParamTable::new(&config(&[]), Head::Mlm);
+        assert_eq!((mlm.specs.len(), mlm.parameters()), (105, 66_985_530));
+        let classifier = ParamTable::new(&config(&[]), Head::Classifier { classes: 2 });
+        assert_eq!((classifier.specs.len(), classifier.parameters()), (104, 66_955_010));
+    }
+
+    #[test]
+    fn spans_are_aligned_in_order_apart_and_as_long_as_their_shapes() {
+        for head in [Head::Mlm, Head::Classifier { classes: 3 }] {
+            let table = ParamTable::new(&tiny(), head);
+            let mut end = 0;
+            for spec in &table.specs {
+                assert_eq!(spec.span.offset % SPAN_ALIGNMENT, 0, "{}", spec.hf_name);
+                assert!(spec.span.offset >= end && spec.span.offset < end + SPAN_ALIGNMENT, "{}", spec.hf_name);
+                assert_eq!(spec.span.len, spec.shape.iter().product::<usize>());
+                end = spec.span.offset + spec.span.len;
+            }
+            assert_eq!(table.flat_len, end.next_multiple_of(SPAN_ALIGNMENT));
+            let mut names: Vec<_> = table.specs.iter().map(|s| &s.hf_name).collect();
+            names.sort_unstable();
+            names.dedup();
+            assert_eq!(names.len(), table.specs.len());
+        }
+    }
+
+    #[test]
+    fn every_layer_norm_has_distilberts_epsilon() {
+        let table = ParamTable::new(&tiny(), Head::Mlm);
+        let HeadParams::Mlm(head) = table.head else { unreachable!() };
+        let blocks = table.blocks.iter().flat_map(|b| [b.attention_norm, b.output_norm]);
+        for norm in blocks.chain([table.embedding.norm, head.norm]) {
+            assert_eq!(norm.epsilon, 1e-12);
+        }
+    }
+
+    #[test]
+    fn decay_spares_biases_and_layer_norms_only() {
+        for head in [Head::Mlm, Head::Classifier { classes: 3 }] {
+            for sines in [false, true] {
+                let table = ParamTable::new(&Config { sinusoidal_pos_embds: sines, ..tiny() }, head);
+                for spec in &table.specs {
+                    let norm = spec.hf_name.contains("LayerNorm") || spec.hf_name.contains("layer_norm");
+                    let spared = norm || spec.hf_name.ends_with(".bias");
+                    assert_eq!(spec.decay, !spared, "{}", spec.hf_name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn fresh_weights_have_the_range_asked_for_and_an_empty_padding_row() {
+        let config = tiny();
+        let table = ParamTable::new(&config, Head::Mlm);
+        let flat = table.initial_weights(&config, 7);
+        let word = &flat[table.embedding.word.range()];
+        assert!(word[3 * 64..4 * 64].iter().all(|&w| w == 0.0));
+        let weight = &flat[table.blocks[1].lin1.weight.range()];
+        let n = weight.len() as f64;
+        let mean = weight.iter().map(|&w| f64::from(w)).sum::<f64>() / n;
+        let deviation = (weight.iter().map(|&w| (f64::from(w) - mean).powi(2)).sum::<f64>() / n).sqrt();
+        // Six standard errors of the mean and of the deviation of n normal draws.
+        assert!(mean.abs() < 6.0 * 0.02 / n.sqrt(), "{mean}");
+        assert!((deviation / 0.02 - 1.0).abs() < 6.0 / (2.0 * n).sqrt(), "{deviation}");
+        assert!(flat[table.embedding.norm.gamma.range()].iter().all(|&g| g == 1.0));
+        assert_ne!(flat[table.blocks[0].lin1.weight.range()], flat[table.blocks[1].lin1.weight.range()]);
+    }
+
+    #[test]
+    fn the_head_does_not_change_a_fresh_encoder_but_the_seed_does() {
+        let config = tiny();
+        let (mlm, classifier) =
+            (ParamTable::new(&config, Head::Mlm), ParamTable::new(&config, Head::Classifier { classes: 2 }));
+        let end = mlm.blocks[1].output_norm.beta.range().end;
+        let fresh = mlm.initial_weights(&config, 7);
+        assert_eq!(fresh[..end], classifier.initial_weights(&config, 7)[..end]);
+        assert_ne!(fresh[..end], mlm.initial_weights(&config, 8)[..end]);
+    }
+
+    #[test]
+    fn sines_start_the_position_table_where_the_configuration_says_so() {
+        let config = Config { sinusoidal_pos_embds: true, ..tiny() };
+        let table = ParamTable::new(&config, Head::Mlm);
+        let flat = table.initial_weights(&config, 7);
+        let position = &flat[table.embedding.position.range()];
+        let amplitude = f64::from(config.initializer_range) * std::f64::consts::SQRT_2;
+        assert_eq!(position[..4], [0.0, amplitude as f32, 0.0, amplitude as f32]);
+        assert_eq!(position[5 * 64], (amplitude * 5f64.sin()) as f32);
+        assert_eq!(position[5 * 64 + 63], (amplitude * (5.0 / 10_000f64.powf(62.0 / 64.0)).cos()) as f32);
     }
 }

@@ -1,1 +1,0 @@
-//! Model directories as `transformers` reads and writes them, and the hub's cache.
