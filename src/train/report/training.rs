@@ -1,0 +1,102 @@
+//! The report of one training run.
+
+use super::{Figure, Perplexity, ReportData, RunCurves, Table, curves};
+use crate::train::plan::TrainPlan;
+use crate::train::records::{ClassifierEval, EvalResult, MlmEval, Record};
+use crate::train::run::Summary;
+
+/// What there is to show of a run: its curves, the figures of the model it kept, its settings.
+pub fn of_training(plan: &TrainPlan, summary: &Summary, device: &str) -> ReportData {
+    let kept = kept(summary);
+    let is_mlm = matches!(kept, Some(EvalResult::Mlm(_)));
+    let name =
+        plan.out.file_name().map_or_else(|| plan.out.display().to_string(), |n| n.to_string_lossy().into_owned());
+    ReportData {
+        title: format!("Training {name}"),
+        lead: format!(
+            "{} steps, {:.2} epochs, {} tokens in {:.0} seconds.{}",
+            summary.steps,
+            summary.epochs,
+            summary.tokens,
+            summary.seconds,
+            summary.best.map_or(String::new(), |best| format!(" The model kept is that of step {}.", best.step))
+        ),
+        figures: figures(kept, summary, device),
+        perplexity: kept.and_then(EvalResult::mlm).map(|eval| perplexity(eval, summary)),
+        classifier: kept.and_then(EvalResult::classifier).cloned(),
+        runs: vec![RunCurves { title: "Curves".into(), charts: curves::of_run(&summary.history) }],
+        tables: vec![settings("Settings", plan), run(summary, device, is_mlm)],
+        ..ReportData::default()
+    }
+}
+
+/// A plan's settings, under the names of the flags.
+pub fn settings(title: &str, plan: &TrainPlan) -> Table {
+    let value = |v: &toml::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    let rows = plan.settings().iter().map(|(name, v)| (name.clone(), value(v))).collect();
+    Table { title: title.to_owned(), rows }
+}
+
+/// The evaluation of the model that was kept: the best one's, else the last.
+fn kept(summary: &Summary) -> Option<&EvalResult> {
+    let best = summary.best?.step;
+    let of_best = summary.history.iter().rev().find_map(|record| match record {
+        Record::Eval(record) if record.step == best => Some(&record.eval),
+        _ => None,
+    });
+    of_best.or(summary.evaluation.as_ref())
+}
+
+fn perplexity(eval: &MlmEval, summary: &Summary) -> Perplexity {
+    let before = summary.evaluation_before.as_ref().and_then(EvalResult::mlm);
+    let unigram = eval.perplexity_unigram.or(before.and_then(|eval| eval.perplexity_unigram));
+    Perplexity { before: before.map(|eval| eval.perplexity), after: eval.perplexity, unigram }
+}
+
+fn figures(kept: Option<&EvalResult>, summary: &Summary, device: &str) -> Vec<Figure> {
+    let figure = |name: &str, value: String, note: String| Figure { name: name.to_owned(), value, note };
+    let mut figures = match kept {
+        None => Vec::new(),
+        Some(EvalResult::Mlm(eval)) => vec![
+            figure("perplexity", format!("{:.2}", eval.perplexity), format!("{} masked tokens", eval.masked_tokens)),
+            figure("accuracy", format!("{:.3}", eval.accuracy), "of the most probable token at a masked one".into()),
+        ],
+        Some(EvalResult::Classifier(eval)) => classifier_figures(eval),
+    };
+    figures.push(figure("tokens per second", format!("{:.0}", summary.tokens_per_second), format!("on {device}")));
+    figures
+}
+
+fn classifier_figures(eval: &ClassifierEval) -> Vec<Figure> {
+    let auc = eval.roc_auc.map(|auc| Figure {
+        name: "area under the ROC curve".into(),
+        value: format!("{auc:.3}"),
+        note: format!("of {}, {} held-out postings", eval.positive, eval.rows),
+    });
+    let accuracy = Figure {
+        name: "accuracy".into(),
+        value: format!("{:.3}", eval.accuracy),
+        note: format!("F1 of {} {:.3}", eval.positive, eval.f1),
+    };
+    auc.into_iter().chain([accuracy]).collect()
+}
+
+fn run(summary: &Summary, device: &str, is_mlm: bool) -> Table {
+    let row = |name: &str, value: String| (name.to_owned(), value);
+    let mut rows = vec![
+        row("model", if is_mlm { "masked-language model" } else { "classifier" }.into()),
+        row("steps", summary.steps.to_string()),
+        row("epochs", format!("{:.2}", summary.epochs)),
+        row("tokens", summary.tokens.to_string()),
+        row("seconds", format!("{:.1}", summary.seconds)),
+        row("tokens per second", format!("{:.0}", summary.tokens_per_second)),
+        row("device", device.to_owned()),
+    ];
+    if let Some(loss) = summary.loss {
+        rows.push(row("training loss, last logged", format!("{loss:.4}")));
+    }
+    if summary.skipped_steps > 0 {
+        rows.push(row("steps skipped: not finite", summary.skipped_steps.to_string()));
+    }
+    Table { title: "Run".into(), rows }
+}

@@ -1,0 +1,339 @@
+//! One sitting of a run: makes steps and performs what the policies ask for.
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use crate::backend::Backend;
+use crate::data::pack::PackCounts;
+use crate::data::split::Subset;
+use crate::data::token_set::TokenSet;
+use crate::data::tokenizer::Tokenizer;
+use crate::model::hub;
+
+use super::checkpoint::{self, Interval, RunState, Snapshot};
+use super::evaluate::{EvalPlan, Evaluator, MASK_SEED};
+use super::loader::{Group, LastOfEpoch};
+use super::observer::{Event, Observer, StepDone};
+use super::plan::TrainPlan;
+use super::policy::{Action, Every, Moment, Place};
+use super::records::{EvalRecord, Record, StepRecord};
+use super::run::{Ended, Summary};
+use super::run_dir::RunDir;
+use super::step::{StepOutcome, Trainer, Update};
+use super::{Error, Result};
+
+/// Steps without finite numbers, one after another, that end a run.
+const MOST_SKIPPED_IN_A_ROW: u32 = 10;
+
+/// A run under way.
+pub struct Session<'a, B: Backend> {
+    be: &'a B,
+    plan: &'a TrainPlan,
+    tokenizer: Tokenizer,
+    trainer: Trainer<B>,
+    evaluator: Option<Evaluator<'a, B>>,
+    state: RunState,
+    dir: RunDir,
+    observer: &'a mut dyn Observer,
+    began: Began,
+    packing: Packing,
+}
+
+/// What was packed in this sitting.
+enum Packing {
+    /// Less than an epoch so far.
+    Part(PackCounts),
+    /// An epoch, the first that came to its end.
+    Epoch(PackCounts),
+}
+
+/// What a sitting began with.
+struct Began {
+    at: Instant,
+    seconds: f64,
+    tokens: u64,
+    train_seconds: f64,
+}
+
+/// What a session takes over.
+pub struct Ready<B: Backend> {
+    /// The token set's.
+    pub tokenizer: Tokenizer,
+    /// Model and moments as `state` has them.
+    pub trainer: Trainer<B>,
+    /// Where the run stands.
+    pub state: RunState,
+    /// Where it writes.
+    pub dir: RunDir,
+}
+
+impl<'a, B: Backend> Session<'a, B> {
+    /// Makes ready to go on from `ready.state`.
+    pub fn new(
+        be: &'a B, plan: &'a TrainPlan, set: &'a TokenSet, ready: Ready<B>, observer: &'a mut dyn Observer,
+    ) -> Result<Self> {
+        let Ready { tokenizer, trainer, state, dir } = ready;
+        let evaluator = match plan.policy.evaluate {
+            Every::Never => None,
+            _ => {
+                let (task, batching) = (plan.task.clone(), plan.batching.clone());
+                let on = EvalPlan { task, batching, subset: Subset::Held, seed: MASK_SEED };
+                Some(Evaluator::new(be, &trainer.model, set, on)?)
+            }
+        };
+        let began = Began {
+            at: Instant::now(),
+            seconds: state.seconds,
+            tokens: state.tokens,
+            train_seconds: state.train_seconds,
+        };
+        Ok(Session {
+            be,
+            plan,
+            tokenizer,
+            trainer,
+            evaluator,
+            state,
+            dir,
+            observer,
+            began,
+            packing: Packing::Part(PackCounts::default()),
+        })
+    }
+
+    /// Makes the steps that are left.
+    pub fn steps(&mut self, groups: &Receiver<Result<Group>>) -> Result<Ended> {
+        if self.state.evaluation_due {
+            // After a step, its checkpoint was written without knowing the outcome.
+            let again = (self.state.step > 0).then_some(Action::Save);
+            if let Some(ended) = self.perform([Action::Evaluate].into_iter().chain(again))? {
+                return Ok(ended);
+            }
+        }
+        if self.plan.policy.out_of_patience(&self.state.policy) {
+            return Ok(Ended::OutOfPatience);
+        }
+        loop {
+            if self.state.step >= self.state.total_steps {
+                return Ok(Ended::Finished);
+            }
+            let began = Instant::now();
+            let group = groups.recv().map_err(|_| Error::Plan("the loader stopped".into()))??;
+            let outcome = self.step(&group)?;
+            self.count(&group, &outcome, began.elapsed().as_secs_f64())?;
+            let place = match group.last_of_epoch {
+                _ if self.state.step == self.state.total_steps => Place::RunEnd,
+                LastOfEpoch::Yes => Place::EpochEnd,
+                LastOfEpoch::No => Place::Within,
+            };
+            self.log(&outcome, place)?;
+            let actions = self.plan.policy.after_step(Moment { step: self.state.step, place });
+            if let Some(ended) = self.perform(actions)? {
+                return Ok(ended);
+            }
+        }
+    }
+
+    fn step(&mut self, group: &Group) -> Result<StepOutcome> {
+        let factor = self.plan.schedule.factor(self.state.step + 1, self.state.total_steps);
+        self.trainer.step(self.be, group, factor)
+    }
+
+    /// Brings the state up to date; `seconds` is what waiting for the batches and the step took.
+    fn count(&mut self, group: &Group, outcome: &StepOutcome, seconds: f64) -> Result<()> {
+        let s = &mut self.state;
+        s.step += 1;
+        s.updates = self.trainer.optimizer.updates;
+        s.micro_batches = self.trainer.micro_batches;
+        s.tokens += group.tokens;
+        s.epoch = group.epoch;
+        s.cursor = group.cursor.clone();
+        self.packing = match (&self.packing, group.last_of_epoch) {
+            (Packing::Epoch(counts), _) => Packing::Epoch(*counts),
+            (Packing::Part(_), LastOfEpoch::Yes) => Packing::Epoch(group.counts),
+            (Packing::Part(_), LastOfEpoch::No) => Packing::Part(group.counts),
+        };
+        s.train_seconds += seconds;
+        s.interval.tokens += group.tokens;
+        s.interval.seconds += seconds;
+        let (step, loss, grad_norm) = (s.step, outcome.mean_loss(), outcome.grad_norm);
+        match outcome.update {
+            Update::Made => {
+                s.skipped_in_a_row = 0;
+                s.interval.loss += outcome.loss;
+                s.interval.weight += outcome.weight;
+            }
+            Update::Skipped => {
+                s.skipped += 1;
+                s.skipped_in_a_row += 1;
+                self.observer.on(Event::Skipped { step, loss, grad_norm });
+                if s.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW {
+                    return Err(Error::Diverged { step, count: s.skipped_in_a_row, loss, grad_norm });
+                }
+            }
+        }
+        let tokens_per_second = self.tokens_per_second();
+        let (tokens, total_steps) = (self.state.tokens, self.state.total_steps);
+        self.observer.on(Event::Step(StepDone { step, total_steps, loss, tokens, tokens_per_second }));
+        Ok(())
+    }
+
+    fn log(&mut self, outcome: &StepOutcome, place: Place) -> Result<()> {
+        let s = &self.state;
+        let asked = s.step.is_multiple_of(self.plan.logging_steps) || place == Place::RunEnd;
+        if !asked || s.interval.weight == 0.0 || outcome.update == Update::Skipped {
+            return Ok(());
+        }
+        let record = StepRecord {
+            step: s.step,
+            epoch: s.epoch,
+            loss: s.interval.loss / s.interval.weight,
+            learning_rate: self.plan.adam.learning_rate * self.plan.schedule.factor(s.step, s.total_steps),
+            grad_norm: outcome.grad_norm,
+            tokens: s.tokens,
+            tokens_per_second: s.interval.tokens as f64 / s.interval.seconds.max(f64::MIN_POSITIVE),
+            seconds: self.seconds(),
+        };
+        self.state.interval = Interval::default();
+        self.observer.on(Event::Logged(&record));
+        self.dir.record(Record::Step(record))
+    }
+
+    /// Performs actions and those that follow from them, in order. A stop that the observer wants comes
+    /// after them, with a checkpoint.
+    fn perform(&mut self, actions: impl IntoIterator<Item = Action>) -> Result<Option<Ended>> {
+        let mut queue: VecDeque<Action> = actions.into_iter().collect();
+        let (mut ended, mut saved) = (None, false);
+        loop {
+            let Some(action) = queue.pop_front() else {
+                if !self.observer.wants_stop() || ended.is_some() {
+                    return Ok(ended);
+                }
+                if saved {
+                    return Ok(Some(Ended::Stopped));
+                }
+                queue.push_back(Action::Save);
+                continue;
+            };
+            let follow_ups = match action {
+                Action::Evaluate => self.evaluate()?,
+                Action::Promote => self.promote()?,
+                Action::Save => {
+                    saved = true;
+                    self.save()?
+                }
+                Action::Delete(step) => self.delete(step)?,
+                Action::Stop => {
+                    ended = Some(Ended::OutOfPatience);
+                    Vec::new()
+                }
+            };
+            follow_ups.into_iter().rev().for_each(|action| queue.push_front(action));
+        }
+    }
+
+    /// Evaluates and asks the policy what follows. Given up where a stop is wanted: it is then due on resuming.
+    fn evaluate(&mut self) -> Result<Vec<Action>> {
+        let Some(evaluator) = &mut self.evaluator else { return Ok(Vec::new()) };
+        self.state.evaluation_due = true;
+        let observer = &mut *self.observer;
+        let eval = evaluator.evaluate(self.be, &self.trainer.model, None, &mut |done, total| {
+            observer.on(Event::Evaluating { done, total });
+            if observer.wants_stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        let Some(eval) = eval else { return Ok(Vec::new()) };
+        self.state.evaluation_due = false;
+        let step = self.state.step;
+        let record = EvalRecord { step, epoch: self.state.epoch, eval: eval.clone(), seconds: self.seconds() };
+        self.observer.on(Event::Evaluated(&record));
+        self.dir.record(Record::Eval(record))?;
+        if step == 0 {
+            // What was there before training is no candidate for the best.
+            self.state.evaluation_before = Some(eval);
+            return Ok(Vec::new());
+        }
+        let actions = self.plan.policy.after_evaluation(&mut self.state.policy, step, &eval);
+        self.state.evaluation = Some(eval);
+        Ok(actions)
+    }
+
+    /// Writes the model into the run directory itself.
+    fn promote(&mut self) -> Result<Vec<Action>> {
+        let model = &self.trainer.model;
+        let values = self.be.read_weights(&model.weights)?;
+        hub::save(self.dir.path(), &model.config, model.head, &model.table, &values)?;
+        self.tokenizer.save(self.dir.path())?;
+        self.observer.on(Event::Promoted(self.dir.path()));
+        Ok(Vec::new())
+    }
+
+    fn save(&mut self) -> Result<Vec<Action>> {
+        let actions = self.plan.policy.after_save(&mut self.state.policy, self.state.step);
+        self.state.seconds = self.seconds();
+        let Trainer { model, optimizer, .. } = &self.trainer;
+        let path = checkpoint::write(
+            self.dir.path(),
+            &Snapshot {
+                config: &model.config,
+                head: model.head,
+                table: &model.table,
+                values: &self.be.read_weights(&model.weights)?,
+                m: &self.be.read_flat(&optimizer.m)?,
+                v: &self.be.read_flat(&optimizer.v)?,
+                tokenizer: &self.tokenizer,
+                state: &self.state,
+            },
+        )?;
+        self.observer.on(Event::Saved(&path));
+        Ok(actions)
+    }
+
+    fn delete(&mut self, step: u64) -> Result<Vec<Action>> {
+        let path = checkpoint::delete(self.dir.path(), step)?;
+        self.observer.on(Event::Deleted(&path));
+        Ok(Vec::new())
+    }
+
+    /// Seconds of all sittings.
+    fn seconds(&self) -> f64 {
+        self.began.seconds + self.began.at.elapsed().as_secs_f64()
+    }
+
+    /// Of the steps of this sitting.
+    fn tokens_per_second(&self) -> f64 {
+        let seconds = self.state.train_seconds - self.began.train_seconds;
+        (self.state.tokens - self.began.tokens) as f64 / seconds.max(f64::MIN_POSITIVE)
+    }
+
+    /// Leaves a model in the run directory and sums up.
+    pub fn finish(mut self, ended: Ended) -> Result<Summary> {
+        if self.state.policy.best.is_none() {
+            self.promote()?;
+        }
+        let seconds = self.seconds();
+        let s = self.state;
+        let loss = self.dir.records.iter().rev().find_map(|record| match record {
+            Record::Step(step) => Some(step.loss),
+            Record::Eval(_) => None,
+        });
+        Ok(Summary {
+            steps: s.step,
+            epochs: s.epoch,
+            tokens: s.tokens,
+            seconds,
+            tokens_per_second: s.tokens as f64 / s.train_seconds.max(f64::MIN_POSITIVE),
+            loss,
+            evaluation_before: s.evaluation_before,
+            evaluation: s.evaluation,
+            best: s.policy.best,
+            skipped_steps: s.skipped,
+            packing: match self.packing {
+                Packing::Part(counts) | Packing::Epoch(counts) => counts,
+            },
+            ended,
+            history: std::mem::take(&mut self.dir.records),
+        })
+    }
+}
