@@ -21,6 +21,9 @@ pub struct Common {
     /// Seed of everything random: initial weights, order, masks, dropout
     #[arg(long, global = true, default_value_t = 42)]
     pub seed: u64,
+    /// Whether the seed was typed: then it wins over that of a --config-file.
+    #[arg(skip)]
+    pub seed_given: bool,
     /// Print one JSON object on stdout instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -77,8 +80,13 @@ impl Common {
         if let DeviceArg::Cuda(n) = self.device {
             bail!("--device cuda:{n}: this version computes on the CPU only; use --device cpu");
         }
-        rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global().context("starting the threads")?;
+        self.start_threads()?;
         Ok(Cpu::new())
+    }
+
+    /// Sets rayon's global pool to `--threads`, for commands that need no backend; call it once.
+    pub fn start_threads(&self) -> Result<()> {
+        rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global().context("starting the threads")
     }
 
     /// A bar on stderr, shown only on a terminal and without --quiet. `total` 0 = unknown.

@@ -4,18 +4,25 @@
 //! done, and why.
 
 mod common;
+mod corpus;
 mod eval;
+mod figures;
 mod fill_mask;
 mod inspect;
+mod inspect_model;
+mod inspect_set;
+mod interrupt;
 mod predict;
 mod quickstart;
+mod settings;
 mod synth;
 mod tokenize;
 mod train;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::{Common, DeviceArg};
 
@@ -62,7 +69,9 @@ pub enum Outcome {
 
 /// Parses the arguments, runs the command, prints the error chain.
 pub fn main() -> ExitCode {
-    let Cli { command, common } = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let Cli { command, mut common } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    common.seed_given = typed(&matches, "seed");
     common.start_logging();
     let outcome = match &command {
         Command::Quickstart(args) => quickstart::run(args, &common),
@@ -79,10 +88,29 @@ pub fn main() -> ExitCode {
         Ok(Outcome::SomeRowsBad) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("handbert: {error:#}");
+            eprintln!("handbert: {}", told(&error));
             ExitCode::from(2)
         }
     }
+}
+
+/// The error and its causes, without those that the error's own words already end in.
+fn told(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !told.ends_with(&cause) {
+            told.push_str(if told.is_empty() { "" } else { ": " });
+            told.push_str(&cause);
+        }
+    }
+    told
+}
+
+/// Whether an option of every command was typed rather than left at its default.
+fn typed(matches: &ArgMatches, option: &str) -> bool {
+    let here =
+        matches.try_contains_id(option).is_ok() && matches.value_source(option) == Some(ValueSource::CommandLine);
+    here || matches.subcommand().is_some_and(|(_, matches)| typed(matches, option))
 }
 
 /// The reader of our output has seen enough, as `head` does.

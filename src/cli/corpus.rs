@@ -1,0 +1,130 @@
+//! `--data`: a token set, or posting files of which one is made first.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Common, interrupt};
+use crate::data::record::RecordSpec;
+use crate::data::token_set::{BuildOptions, BuildReport, Existing, TokenSet, build};
+use crate::data::tokenizer::Tokenizer;
+
+/// What `--data` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Data {
+    /// A token set.
+    Set(PathBuf),
+    /// Posting files, or `-`.
+    Files(Vec<PathBuf>),
+}
+
+/// What to make of posting files.
+#[derive(Debug, Clone)]
+pub struct Making<'a> {
+    /// Which columns hold what.
+    pub spec: RecordSpec,
+    /// Names of the classes; `None`: those that occur.
+    pub labels: Option<Vec<String>>,
+    /// Only the first so many.
+    pub limit: Option<u64>,
+    /// Where the token set goes.
+    pub place: &'a Path,
+    /// What to do with one that is there already.
+    pub earlier: Earlier,
+}
+
+/// What to do with a token set that an earlier sitting made of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    /// Use it.
+    Keep,
+    /// Make it again.
+    Replace,
+}
+
+/// A token set and, where it was made just now, what became of the rows.
+pub struct Corpus {
+    /// The token set.
+    pub set: TokenSet,
+    /// What became of the rows.
+    pub report: Option<BuildReport>,
+}
+
+impl Data {
+    /// One directory, or files.
+    pub fn new(names: &[String]) -> Result<Data> {
+        let paths: Vec<PathBuf> = names.iter().map(PathBuf::from).collect();
+        match paths.as_slice() {
+            [] => bail!("--data names no token set and no file"),
+            [one] if one.is_dir() => Ok(Data::Set(one.clone())),
+            files => match files.iter().find(|path| path.is_dir()) {
+                Some(dir) => bail!("--data: {} is a directory; name one token set, or files", dir.display()),
+                None => Ok(Data::Files(paths)),
+            },
+        }
+    }
+
+    /// Names that mean the same from any directory.
+    pub fn absolute(&self) -> Vec<String> {
+        let paths = match self {
+            Data::Set(path) => std::slice::from_ref(path),
+            Data::Files(paths) => paths,
+        };
+        paths.iter().map(|path| absolute(path)).collect()
+    }
+
+    /// Opens the token set, or makes it of the files with this tokenizer.
+    pub fn open(&self, tokenizer: Option<&Tokenizer>, making: &Making<'_>, common: &Common) -> Result<Corpus> {
+        let files = match self {
+            Data::Set(path) => return Ok(Corpus { set: TokenSet::open(path)?, report: None }),
+            Data::Files(files) => files,
+        };
+        if making.earlier == Earlier::Keep && making.place.exists() {
+            return Ok(Corpus { set: TokenSet::open(making.place)?, report: None });
+        }
+        let tokenizer = tokenizer.context("no tokenizer to read the files with; name one with --tokenizer")?;
+        let options = BuildOptions {
+            spec: making.spec.clone(),
+            labels: making.labels.clone(),
+            limit: making.limit,
+            existing: Existing::Replace,
+            stop: Some(interrupt::stop_flag()?),
+        };
+        let bar = common.progress(0, "{spinner} tokenizing  {pos} rows  {elapsed}")?;
+        let report = build(files, tokenizer, &options, making.place, &|rows| bar.set_position(rows))?;
+        bar.finish_and_clear();
+        tracing::info!("{} postings, {} tokens -> {}", report.rows, report.tokens, making.place.display());
+        report.first_bad.iter().for_each(|bad| tracing::warn!("{bad}"));
+        if report.bad_rows > 0 {
+            tracing::warn!("{} rows were bad and passed over", report.bad_rows);
+        }
+        Ok(Corpus { set: TokenSet::open(making.place)?, report: Some(report) })
+    }
+}
+
+impl Corpus {
+    /// Rows that were bad, where files were read just now.
+    pub fn bad_rows(&self) -> u64 {
+        self.report.as_ref().map_or(0, |report| report.bad_rows)
+    }
+}
+
+/// That a token set was made with the tokenizer of the model `name`: ids of another one mean other tokens.
+pub fn check_tokenizer(name: &str, tokenizer: &Tokenizer, set: &TokenSet) -> Result<()> {
+    let (model, data) = (tokenizer.fingerprint(), &set.meta().tokenizer);
+    if model == *data {
+        return Ok(());
+    }
+    bail!(
+        "{}: was made with another tokenizer ({data}) than that of {name} ({model}); \
+         make it again with `handbert tokenize FILES… --out SET --tokenizer {name}`",
+        set.dir().display()
+    )
+}
+
+/// A path that means the same from any directory; `-` stays what it is.
+pub fn absolute(path: &Path) -> String {
+    let path =
+        if path == Path::new("-") { path.to_path_buf() } else { std::path::absolute(path).unwrap_or(path.into()) };
+    path.to_string_lossy().into_owned()
+}

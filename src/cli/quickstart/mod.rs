@@ -1,0 +1,99 @@
+//! `handbert quickstart`: the whole story on synthetic postings, in minutes on two cores.
+//!
+//! [`recipe`] holds every number of it and the commands that do the same by hand, [`stages`] does the
+//! work, [`story`] says how it went, [`page`] makes the report of it.
+
+mod page;
+mod recipe;
+mod stages;
+mod story;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+
+use super::{Common, Outcome};
+use recipe::Recipe;
+use stages::Stages;
+use story::Story;
+
+/// Says that a directory is a quickstart's, which `--overwrite` may clear.
+const MARK: &str = "quickstart.toml";
+/// What a quickstart writes, the mark last.
+const WRITTEN: [&str; 9] = [
+    recipe::POSTINGS,
+    recipe::CONFIG,
+    recipe::TOKENS,
+    recipe::MLM,
+    recipe::CLASSIFIER,
+    recipe::NEW_POSTINGS,
+    recipe::PREDICTIONS,
+    "report.html",
+    MARK,
+];
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where everything goes
+    #[arg(long, value_name = "DIR", default_value = "handbert-quickstart")]
+    out: PathBuf,
+    /// Start over where an earlier quickstart has been
+    #[arg(long)]
+    overwrite: bool,
+    /// How many postings to invent
+    #[arg(long, default_value_t = recipe::ROWS)]
+    rows: u64,
+    /// Steps of the language model's training
+    #[arg(long, default_value_t = recipe::STEPS)]
+    steps: u64,
+}
+
+pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
+    let recipe = Recipe::new(&args.out, args.rows, args.steps, common.seed)?;
+    claim(&args.out, args.overwrite)?;
+    let mark = args.out.join(MARK);
+    std::fs::write(&mark, recipe.settings()).with_context(|| mark.display().to_string())?;
+
+    let began = Instant::now();
+    let be = common.backend()?;
+    let mut story = Story::new(common);
+    let stages = Stages { recipe: &recipe, be: &be, common };
+    story.begins(&recipe, &be)?;
+    let data = story.told(|| stages.data())?;
+    let mlm = story.told(|| stages.mlm(&data))?;
+    let classifier = story.told(|| stages.classifier(&data))?;
+    let labelled = story.told(|| stages.label())?;
+    let filled = story.told(|| stages.fill())?;
+    let seconds = began.elapsed().as_secs_f64();
+    let facts = story::Facts { recipe: &recipe, be: &be, data, mlm, classifier, labelled, filled, seconds };
+    let report = page::write(&facts)?;
+    story.ends(&facts, &report)?;
+    Ok(Outcome::Done)
+}
+
+/// Makes the directory, or makes sure that it is free; with `--overwrite`, clears it of what a
+/// quickstart wrote and of nothing else.
+fn claim(dir: &Path, overwrite: bool) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let mut entries = std::fs::read_dir(dir).with_context(|| dir.display().to_string())?;
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    if !dir.join(MARK).exists() {
+        bail!("{}: is not empty and holds no quickstart; name another directory with --out", dir.display());
+    }
+    if !overwrite {
+        bail!("{}: holds a quickstart already; name another directory with --out, or give --overwrite", dir.display());
+    }
+    for path in WRITTEN.iter().map(|name| dir.join(name)) {
+        let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| path.display().to_string());
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

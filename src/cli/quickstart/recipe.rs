@@ -1,0 +1,221 @@
+//! Every number of the quickstart, and the commands that do the same by hand.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+
+use crate::data::synth::{IN_PERSON, REMOTE};
+use crate::model::Config;
+use crate::train::optimizer::AdamSettings;
+use crate::train::plan::{Batching, Length, TrainPlan};
+use crate::train::policy::{Every, Policy};
+use crate::train::schedule::{Schedule, ScheduleKind, Warmup};
+use crate::train::task::Task;
+
+pub(super) const POSTINGS: &str = "postings.jsonl";
+pub(super) const CONFIG: &str = "mlm-config.json";
+pub(super) const TOKENS: &str = "tokens";
+pub(super) const MLM: &str = "mlm";
+pub(super) const CLASSIFIER: &str = "classifier";
+pub(super) const NEW_POSTINGS: &str = "new-postings.jsonl";
+pub(super) const PREDICTIONS: &str = "predictions.jsonl";
+
+/// Postings invented.
+pub(super) const ROWS: u64 = 6000;
+/// Steps of the language model's training.
+pub(super) const STEPS: u64 = 1800;
+/// Postings labelled at the end: invented too, and seen by no model before.
+pub(super) const NEW_ROWS: u64 = 300;
+const VOCAB: usize = 4000;
+/// Percentage of the postings that both models are measured on and neither is trained on.
+const HELD_OUT: f64 = 10.0;
+const MAX_LENGTH: usize = 384;
+const BATCH_TOKENS: usize = 1024;
+const MLM_LEARNING_RATE: f64 = 2e-3;
+const CLASSIFIER_LEARNING_RATE: f64 = 3e-4;
+const CLASSIFIER_EPOCHS: f64 = 1.0;
+const WARMUP: f64 = 0.06;
+/// Short memory of squared gradients: the runs are short too.
+const BETA2: f64 = 0.98;
+/// Points of each curve of the language model's training.
+const LOGGED: u64 = 120;
+/// Evaluations of the language model after the one before the first step.
+const EVALUATIONS: u64 = 4;
+/// The texts to fill in.
+pub(super) const FILL: &str = "We are looking for a [MASK] to join our team.";
+
+/// A quickstart that can be carried out.
+#[derive(Debug, Clone)]
+pub(super) struct Recipe {
+    pub(super) dir: PathBuf,
+    pub(super) rows: u64,
+    pub(super) steps: u64,
+    pub(super) seed: u64,
+}
+
+impl Recipe {
+    pub(super) fn new(dir: &Path, rows: u64, steps: u64, seed: u64) -> Result<Self> {
+        // Fewer leave none of one label on the held-out side.
+        if rows < 100 {
+            bail!("--rows {rows}: a tenth of the postings is held out to measure on; use at least 100");
+        }
+        if steps == 0 {
+            bail!("--steps 0 trains nothing; use at least 1");
+        }
+        Ok(Recipe { dir: dir.to_owned(), rows, steps, seed })
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// What `quickstart.toml` holds.
+    pub(super) fn settings(&self) -> String {
+        format!("rows = {}\nsteps = {}\nseed = {}\n", self.rows, self.steps, self.seed as i64)
+    }
+
+    /// Classes by id, as `train classifier` sorts them.
+    pub(super) fn labels(&self) -> Vec<String> {
+        let mut labels = vec![REMOTE.to_owned(), IN_PERSON.to_owned()];
+        labels.sort_unstable();
+        labels
+    }
+
+    pub(super) fn vocab(&self) -> usize {
+        VOCAB
+    }
+
+    /// A DistilBERT that two cores train in a minute.
+    pub(super) fn config(&self, vocab_size: usize, pad_token_id: u32) -> Config {
+        Config {
+            vocab_size,
+            max_position_embeddings: MAX_LENGTH,
+            // Sines from the start: learning 384 positions one by one would take longer than all the rest.
+            sinusoidal_pos_embds: true,
+            n_layers: 2,
+            n_heads: 4,
+            dim: 128,
+            hidden_dim: 512,
+            // Less than one pass over the data: there is nothing to overfit.
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            seq_classif_dropout: 0.1,
+            // 1 / sqrt(128), as 0.02 is about 1 / sqrt(768) halved: smaller, and attention stays uniform for thousands of steps.
+            initializer_range: 0.08,
+            pad_token_id,
+            labels: Vec::new(),
+        }
+    }
+
+    pub(super) fn batching(&self, task: &Task) -> Batching {
+        let plan = TrainPlan::new(task.clone(), PathBuf::new());
+        Batching {
+            max_length: MAX_LENGTH,
+            batch_tokens: BATCH_TOKENS,
+            validation_split_percentage: HELD_OUT,
+            ..plan.batching
+        }
+    }
+
+    pub(super) fn mlm_plan(&self) -> TrainPlan {
+        TrainPlan {
+            length: Length::Steps(self.steps),
+            policy: Policy { evaluate: Every::Steps(self.eval_steps()), save_total_limit: Some(1), ..self.policy() },
+            ..self.plan(Task::MLM, MLM, MLM_LEARNING_RATE)
+        }
+    }
+
+    pub(super) fn classifier_plan(&self) -> TrainPlan {
+        TrainPlan {
+            length: Length::Epochs(CLASSIFIER_EPOCHS),
+            policy: Policy { save_total_limit: Some(1), ..self.policy() },
+            ..self.plan(Task::CLASSIFIER, CLASSIFIER, CLASSIFIER_LEARNING_RATE)
+        }
+    }
+
+    fn policy(&self) -> Policy {
+        TrainPlan::new(Task::MLM, PathBuf::new()).policy
+    }
+
+    fn plan(&self, task: Task, name: &str, learning_rate: f64) -> TrainPlan {
+        TrainPlan {
+            batching: self.batching(&task),
+            adam: AdamSettings { learning_rate, beta2: BETA2, weight_decay: 0.01, ..AdamSettings::default() },
+            schedule: Schedule { kind: ScheduleKind::Linear, warmup: Warmup::Ratio(WARMUP) },
+            logging_steps: self.logging_steps(),
+            seed: self.seed,
+            ..TrainPlan::new(task, self.path(name))
+        }
+    }
+
+    fn logging_steps(&self) -> u64 {
+        (self.steps / LOGGED).max(1)
+    }
+
+    fn eval_steps(&self) -> u64 {
+        self.steps.div_ceil(EVALUATIONS)
+    }
+
+    /// Each stage as commands, in order.
+    pub(super) fn commands(&self) -> Commands {
+        let path = |name: &str| self.path(name).display().to_string();
+        let seed = match self.seed {
+            42 => String::new(),
+            seed => format!(" --seed {seed}"),
+        };
+        let training = |rate: f64| {
+            format!(
+                "--learning-rate {rate} --adam-beta2 {BETA2} --weight-decay 0.01 --warmup-ratio {WARMUP} --max-length {MAX_LENGTH} \
+                 --batch-tokens {BATCH_TOKENS} --validation-split-percentage {HELD_OUT} --save-total-limit 1 --logging-steps {}{seed}",
+                self.logging_steps()
+            )
+        };
+        Commands {
+            synth: format!("handbert synth --rows {} --out {}{seed}", self.rows, path(POSTINGS)),
+            tokenize: format!(
+                "handbert tokenize {} --train-vocab {VOCAB} --text-columns title,text --label-column label --out {}",
+                path(POSTINGS),
+                path(TOKENS)
+            ),
+            mlm: format!(
+                "handbert train mlm --config {} --data {} --out {} --max-steps {} --eval-strategy steps --eval-steps {} {}",
+                path(CONFIG),
+                path(TOKENS),
+                path(MLM),
+                self.steps,
+                self.eval_steps(),
+                training(MLM_LEARNING_RATE)
+            ),
+            classifier: format!(
+                "handbert train classifier --model {} --data {} --out {} --num-train-epochs {CLASSIFIER_EPOCHS} {}",
+                path(MLM),
+                path(TOKENS),
+                path(CLASSIFIER),
+                training(CLASSIFIER_LEARNING_RATE)
+            ),
+            predict: format!(
+                "handbert predict {} --model {} --text-columns title,text --out {}",
+                path(NEW_POSTINGS),
+                path(CLASSIFIER),
+                path(PREDICTIONS)
+            ),
+            fill: format!("handbert fill-mask --model {} \"{FILL}\"", path(MLM)),
+        }
+    }
+
+    /// The columns that make the text.
+    pub(super) fn text_columns(&self) -> Vec<String> {
+        vec!["title".to_owned(), "text".to_owned()]
+    }
+}
+
+/// The commands that do the same by hand.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(super) struct Commands {
+    pub(super) synth: String,
+    pub(super) tokenize: String,
+    pub(super) mlm: String,
+    pub(super) classifier: String,
+    pub(super) predict: String,
+    pub(super) fill: String,
+}

@@ -1,0 +1,282 @@
+//! `handbert train mlm|classifier`: what was typed → plan → run.
+
+pub mod args;
+mod origin;
+pub mod plan;
+mod progress;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use self::args::{ClassifierArgs, DataArgs, LABEL_COLUMN, MlmArgs};
+use self::origin::Origin;
+use self::progress::Progress;
+use super::corpus::{Corpus, Data, Earlier, Making, absolute, check_tokenizer};
+use super::figures::{grouped, one_line};
+use super::settings::overlay;
+use super::{Common, Outcome};
+use crate::backend::Backend;
+use crate::data::pack::PackCounts;
+use crate::data::record::RecordSpec;
+use crate::model::hub::Wanted;
+use crate::train::report;
+use crate::train::run_dir::{self, SETTINGS, TOKENS};
+use crate::train::{self, Ended, Start, Summary, TrainPlan};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Task {
+    /// Masked-language modelling
+    Mlm(Box<MlmArgs>),
+    /// Classification
+    Classifier(Box<ClassifierArgs>),
+}
+
+pub fn run(task: &Task, common: &Common) -> Result<Outcome> {
+    match task {
+        Task::Mlm(args) => mlm(args, common),
+        Task::Classifier(args) => classifier(args, common),
+    }
+}
+
+fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
+    let mut args = overlay(typed, &settings_files(&typed.data)?)?;
+    args.data.keep_command_line_of(&typed.data);
+    let out = out_directory(&args.data)?;
+    let data = Data::new(args.data.data.as_deref().unwrap_or_default())?;
+    let origin = Origin::new(&args.data, &out, args.config.as_deref())?;
+    let seed = seed(args.optimization.seed, common);
+    let mut plan = plan::mlm(&args, &origin.config()?, seed)?;
+
+    // Before anything is computed: it sets the number of threads.
+    let be = common.backend()?;
+    let tokenizer = origin.tokenizer(args.tokenizer.as_deref())?;
+    let place = out.join(TOKENS);
+    let corpus = data.open(tokenizer.as_ref(), &making(&args.data, &place), common)?;
+    if let Some(tokenizer) = &tokenizer {
+        check_tokenizer(&origin.name(), tokenizer, &corpus.set)?;
+    }
+    plan.provenance = provenance(&args.data, &data, &corpus, &out);
+    if let Some(config) = &args.config {
+        plan.provenance.insert("config".into(), absolute(config).into());
+    }
+    if let Some(tokenizer) = &args.tokenizer {
+        plan.provenance.insert("tokenizer".into(), model_name(tokenizer).into());
+    }
+    let start = origin.start(&Wanted::Mlm, vocabulary(&corpus), seed)?;
+    perform(&be, Command { name: "mlm", corpus: &corpus, plan: &plan, common }, start)
+}
+
+fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
+    let mut args = overlay(typed, &settings_files(&typed.data)?)?;
+    args.data.keep_command_line_of(&typed.data);
+    let out = out_directory(&args.data)?;
+    let data = Data::new(args.data.data.as_deref().unwrap_or_default())?;
+    let origin = Origin::new(&args.data, &out, None)?;
+    let seed = seed(args.optimization.seed, common);
+    let mut plan = plan::classifier(&args, &origin.config()?, seed)?;
+
+    let be = common.backend()?;
+    let tokenizer = origin.tokenizer(None)?;
+    let place = out.join(TOKENS);
+    let label_column = args.class.label_column.clone().unwrap_or_else(|| LABEL_COLUMN.into());
+    let labels = match &args.class.labels {
+        Some(labels) => Some(labels.clone()),
+        None => origin.labels()?,
+    };
+    let mut making = making(&args.data, &place);
+    making.spec.label_column = Some(label_column.clone());
+    making.labels = labels;
+    let corpus = data.open(tokenizer.as_ref(), &making, common)?;
+    if let Some(tokenizer) = &tokenizer {
+        check_tokenizer(&origin.name(), tokenizer, &corpus.set)?;
+    }
+    let labels = labels_of(&corpus, args.class.labels.as_deref())?;
+    plan.task.positive_class(&labels)?;
+    plan.provenance = provenance(&args.data, &data, &corpus, &out);
+    plan.provenance.insert("labels".into(), labels.clone().into());
+    if let Data::Files(_) = data {
+        plan.provenance.insert("label_column".into(), label_column.into());
+    }
+    let start = origin.start(&Wanted::Classifier { labels }, vocabulary(&corpus), seed)?;
+    perform(&be, Command { name: "classifier", corpus: &corpus, plan: &plan, common }, start)
+}
+
+/// A command, ready to run.
+struct Command<'a> {
+    name: &'a str,
+    corpus: &'a Corpus,
+    plan: &'a TrainPlan,
+    common: &'a Common,
+}
+
+/// The run itself, and what is printed of it.
+fn perform<B: Backend>(be: &B, command: Command<'_>, start: Start) -> Result<Outcome> {
+    let Command { name, corpus, plan, common } = command;
+    let mut progress = Progress::new(common)?;
+    let summary = train::run(be, start, &corpus.set, plan, &mut progress)?;
+    drop(progress);
+    let device = be.describe();
+    report::write(&plan.out, &report::of_training(plan, &summary, &device))?;
+    let resume = format!("handbert train {name} --out {} --resume", plan.out.display());
+    let mut json = serde_json::to_value(&summary).context("summary")?;
+    for eval in ["evaluation", "evaluation_before"] {
+        // Points for pictures, not figures to read.
+        json[eval].as_object_mut().map(|figures| figures.remove("curves"));
+    }
+    json["device"] = device.into();
+    json["out"] = plan.out.display().to_string().into();
+    if summary.ended == Ended::Stopped {
+        json["resume"] = resume.clone().into();
+    }
+    common.print(&json, &text(&summary, plan, &resume))?;
+    Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
+}
+
+fn text(s: &Summary, plan: &TrainPlan, resume: &str) -> String {
+    let mut text = format!(
+        "{} steps, {:.2} epochs, {} tokens in {:.1} s ({:.0} tokens/s)\n",
+        grouped(s.steps),
+        s.epochs,
+        grouped(s.tokens),
+        s.seconds,
+        s.tokens_per_second
+    );
+    if let Some(loss) = s.loss {
+        text += &format!("training loss  {loss:.4}\n");
+    }
+    if let Some(eval) = &s.evaluation_before {
+        text += &format!("held out, before  {}\n", one_line(eval));
+    }
+    if let Some(eval) = &s.evaluation {
+        text += &format!("held out, last    {}\n", one_line(eval));
+    }
+    text += &packing(&s.packing);
+    if s.skipped_steps > 0 {
+        text += &format!("{} steps were skipped: their loss or gradient was not finite\n", s.skipped_steps);
+    }
+    let best = s.best.map_or("the last".to_owned(), |best| format!("that of step {}, the best", best.step));
+    text += &match s.ended {
+        Ended::Finished => format!("model -> {} ({best})\n", plan.out.display()),
+        Ended::OutOfPatience => format!("model -> {} ({best}; stopped early, it got no better)\n", plan.out.display()),
+        Ended::Stopped => format!("stopped after step {}; go on with\n  {resume}\n", s.steps),
+    };
+    text
+}
+
+/// What happened to postings that are not simply one sequence each; nothing is dropped without a word.
+fn packing(counts: &PackCounts) -> String {
+    let notes = [
+        (counts.cut, "postings were longer than --max-length and went in several pieces"),
+        (counts.truncated, "postings were longer than --max-length and cut; see --long"),
+        (counts.empty, "postings without text were passed over"),
+        (counts.unlabelled, "postings without a label were passed over"),
+        (counts.tail_tokens, "tokens made the last, shorter chunk"),
+    ];
+    notes.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{} {what}\n", grouped(*count))).collect()
+}
+
+/// With --resume, what the run was begun with; then --config-file.
+fn settings_files(args: &DataArgs) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if args.resume {
+        let settings = out_directory(args)?.join(SETTINGS);
+        if !settings.exists() {
+            bail!("{}: is not there, so there is no run to resume; leave --resume out", settings.display());
+        }
+        check_same_files(args, &settings)?;
+        files.push(settings);
+    }
+    files.extend(args.config_file.clone());
+    Ok(files)
+}
+
+/// A run goes on with what was made of its files when it began, so naming other files now would change nothing.
+fn check_same_files(args: &DataArgs, settings: &Path) -> Result<()> {
+    let Some(names) = &args.data else { return Ok(()) };
+    let Data::Files(_) = Data::new(names)? else { return Ok(()) };
+    let text = std::fs::read_to_string(settings).with_context(|| settings.display().to_string())?;
+    let then: toml::Table = toml::from_str(&text).with_context(|| settings.display().to_string())?;
+    let now = toml::Value::from(Data::new(names)?.absolute());
+    match then.get("data") {
+        Some(then) if *then != now => {
+            bail!("--data is {now}, the run was begun with {then}; leave --data out to go on, or name another --out")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// --out, free for what is wanted there.
+fn out_directory(args: &DataArgs) -> Result<PathBuf> {
+    let out = args.out.clone().context("--out is missing: where does the run go?")?;
+    if !args.resume {
+        run_dir::check_free(&out, args.occupied())?;
+    }
+    Ok(out)
+}
+
+/// The command line's, else the file's, else the default.
+fn seed(file: Option<i64>, common: &Common) -> u64 {
+    match file {
+        Some(seed) if !common.seed_given => seed as u64,
+        _ => common.seed,
+    }
+}
+
+fn making<'a>(args: &DataArgs, place: &'a Path) -> Making<'a> {
+    Making {
+        spec: RecordSpec {
+            text_columns: args.text_columns.clone().unwrap_or_default(),
+            label_column: None,
+            group_column: args.group_column.clone(),
+        },
+        labels: None,
+        limit: args.limit,
+        place,
+        earlier: if args.resume { Earlier::Keep } else { Earlier::Replace },
+    }
+}
+
+fn vocabulary(corpus: &Corpus) -> usize {
+    usize::try_from(corpus.set.meta().vocab_size).unwrap_or(usize::MAX)
+}
+
+/// The classes of the data, which must be those asked for.
+fn labels_of(corpus: &Corpus, asked: Option<&[String]>) -> Result<Vec<String>> {
+    let set = corpus.set.dir().display();
+    let labels = &corpus.set.meta().label_names;
+    match asked {
+        _ if labels.is_empty() => {
+            bail!("{set}: has no labels; make it again with `handbert tokenize FILES… --out SET --label-column COLUMN`")
+        }
+        Some(asked) if asked != labels.as_slice() => {
+            bail!("{set}: has the labels [{}], --labels says [{}]", labels.join(", "), asked.join(", "))
+        }
+        _ => Ok(labels.clone()),
+    }
+}
+
+/// What `run.toml` says of model and data: enough to run again from any directory.
+fn provenance(args: &DataArgs, data: &Data, corpus: &Corpus, out: &Path) -> toml::Table {
+    let mut table = toml::Table::new();
+    if let Some(model) = &args.model {
+        table.insert("model".into(), model_name(model).into());
+    }
+    let mut names = data.absolute();
+    if names.iter().any(|name| name == "-") {
+        // Standard input is gone; what was made of it is not.
+        names = vec![absolute(&out.join(TOKENS))];
+    }
+    table.insert("data".into(), names.into());
+    if let (Data::Files(_), Some(group)) = (data, &args.group_column) {
+        table.insert("group_column".into(), group.as_str().into());
+    }
+    // `predict` reads the same columns as the model was trained on.
+    table.insert("text_columns".into(), corpus.set.meta().text_columns.clone().into());
+    table
+}
+
+/// A directory by its whole path, a hub id as it is.
+fn model_name(model: &str) -> String {
+    if Path::new(model).exists() { absolute(Path::new(model)) } else { model.to_owned() }
+}

@@ -1,0 +1,10 @@
+//! The built binary, end to end: what it writes, what it says, how it exits.
+
+mod bad_files;
+mod bad_models;
+mod bad_rows;
+mod outputs;
+mod quickstart;
+mod streams;
+mod support;
+mod workflow;

@@ -1,0 +1,182 @@
+//! Runs the binary, and makes one tiny run of everything that all tests share.
+
+use std::ffi::OsStr;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// How a command ended.
+#[derive(Debug)]
+pub struct Run {
+    pub code: Option<i32>,
+    pub out: String,
+    pub err: String,
+}
+
+impl Run {
+    /// The one JSON object on stdout.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("stdout is no JSON: {e}\n{self:?}"))
+    }
+
+    /// Asserts the exit code.
+    pub fn exits(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{self:?}");
+        self
+    }
+
+    /// Asserts what stderr says.
+    pub fn says(self, parts: &[&str]) -> Self {
+        for part in parts {
+            assert!(self.err.contains(part), "stderr lacks {part:?}: {self:?}");
+        }
+        self
+    }
+}
+
+/// The binary, with two threads, quiet surroundings and no network.
+pub fn command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
+    command.env("HANDBERT_THREADS", "2").env("HF_HUB_OFFLINE", "1").env_remove("RUST_LOG");
+    command
+}
+
+/// Runs the binary to its end. It never panics, whatever it is given.
+pub fn handbert<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
+    finish(command().args(args).stdin(Stdio::null()))
+}
+
+/// [`handbert`] with this on standard input.
+pub fn handbert_reading<S: AsRef<OsStr>>(input: &[u8], args: impl IntoIterator<Item = S>) -> Run {
+    let mut child = command()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary starts");
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    let input = input.to_vec();
+    // From a thread: the child may write more than a pipe holds before it has read everything.
+    let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().expect("the binary ends");
+    feeder.join().expect("stdin is fed");
+    checked(output)
+}
+
+fn finish(command: &mut Command) -> Run {
+    checked(command.output().expect("the binary starts"))
+}
+
+fn checked(output: std::process::Output) -> Run {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!run.err.contains("panicked"), "{}", run.err);
+    assert!(run.code.is_some(), "killed by a signal: {}", run.err);
+    run
+}
+
+/// A path as an argument.
+pub fn arg(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+/// A directory of one test's own, empty.
+pub fn scratch(name: &str) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli").join(name);
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(&dir).expect("target/tmp can be written");
+    dir
+}
+
+/// Lines of a JSONL file.
+pub fn rows(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("each line is JSON")).collect()
+}
+
+/// One tiny run of everything, made once by the commands themselves.
+pub struct Tiny {
+    pub postings: PathBuf,
+    pub tokens: PathBuf,
+    pub config: PathBuf,
+    pub mlm: PathBuf,
+    pub classifier: PathBuf,
+}
+
+/// Rows of the tiny run's postings.
+pub const ROWS: usize = 240;
+
+pub fn tiny() -> &'static Tiny {
+    static TINY: OnceLock<Tiny> = OnceLock::new();
+    TINY.get_or_init(|| {
+        let dir = scratch("tiny");
+        let tiny = Tiny {
+            postings: dir.join("postings.jsonl"),
+            tokens: dir.join("tokens"),
+            config: dir.join("config.json"),
+            mlm: dir.join("mlm"),
+            classifier: dir.join("classifier"),
+        };
+        handbert(["synth", "--rows", &ROWS.to_string(), "--out", arg(&tiny.postings)]).exits(0);
+        let tokenize = ["tokenize", arg(&tiny.postings), "--train-vocab", "600", "--out", arg(&tiny.tokens)];
+        handbert(tokenize.into_iter().chain(["--text-columns", "title,text", "--label-column", "label"])).exits(0);
+        std::fs::write(&tiny.config, config(600, "gelu")).expect("config.json is written");
+        let common = ["--data", arg(&tiny.tokens), "--batch-tokens", "512", "--max-length", "128"];
+        let held = ["--validation-split-percentage", "20", "--learning-rate", "1e-3"];
+        let mlm = ["train", "mlm", "--config", arg(&tiny.config), "--out", arg(&tiny.mlm), "--max-steps", "6"];
+        handbert(mlm.into_iter().chain(common).chain(held)).exits(0);
+        let classifier = ["train", "classifier", "--model", arg(&tiny.mlm), "--out", arg(&tiny.classifier)];
+        handbert(classifier.into_iter().chain(["--max-steps", "6"]).chain(common).chain(held)).exits(0);
+        tiny
+    })
+}
+
+/// A config.json of the tiny model.
+pub fn config(vocab: usize, activation: &str) -> String {
+    serde_json::json!({
+        "activation": activation,
+        "architectures": ["DistilBertForMaskedLM"],
+        "attention_dropout": 0.1,
+        "dim": 64,
+        "dropout": 0.1,
+        "hidden_dim": 128,
+        "initializer_range": 0.02,
+        "max_position_embeddings": 128,
+        "model_type": "distilbert",
+        "n_heads": 2,
+        "n_layers": 2,
+        "pad_token_id": 0,
+        "qa_dropout": 0.1,
+        "seq_classif_dropout": 0.2,
+        "sinusoidal_pos_embds": false,
+        "tie_weights_": true,
+        "vocab_size": vocab,
+    })
+    .to_string()
+}
+
+/// A copy of a model or token set, to be damaged.
+pub fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the copy's directory is made");
+    for entry in std::fs::read_dir(from).expect("the original is there") {
+        let path = entry.expect("the original can be read").path();
+        let target = to.join(path.file_name().expect("entries have names"));
+        if path.is_dir() {
+            copy_dir(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("a file is copied");
+        }
+    }
+}
+
+/// Flips one bit in the middle of a file.
+pub fn flip_a_bit(file: &Path) {
+    let mut bytes = std::fs::read(file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    std::fs::write(file, bytes).expect("the damaged file is written");
+}
