@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use super::figures;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub::tensors::TensorFile;
 use crate::model::hub::{self, Wanted, Weights};
@@ -148,19 +149,12 @@ fn plain(value: &Value) -> String {
 
 /// 66985530 as 66,985,530.
 pub(super) fn grouped(number: &Value) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+    number.as_u64().map_or_else(|| number.to_string(), figures::grouped)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::figures;
     use super::*;
 
     fn fixture(name: &str) -> std::path::PathBuf {

@@ -2,13 +2,12 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use super::{Common, Outcome};
+use super::{Common, Outcome, interrupt};
 use crate::data::source::{Compression, Format};
 use crate::data::synth::file::{Job, write_file, write_stream};
 
@@ -89,7 +88,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let threads =
         rayon::ThreadPoolBuilder::new().num_threads(common.threads).build().context("starting the threads")?;
     let bar = common.progress(job.rows, "{bar:30} {human_pos} of {human_len} postings, {per_sec}, {eta} left")?;
-    let stop = stop_on_ctrl_c()?;
+    let stop = interrupt::stop_flag()?;
     let mut progress = |rows: u64| {
         bar.set_position(rows);
         if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -113,12 +112,4 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
         }
     }
     Ok(Outcome::Done)
-}
-
-/// Ctrl-C ends the work between two blocks, so that no half-written file is left behind.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("listening for Ctrl-C")?;
-    Ok(stop)
 }

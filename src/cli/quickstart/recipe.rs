@@ -23,7 +23,7 @@ pub(super) const PREDICTIONS: &str = "predictions.jsonl";
 /// Postings invented.
 pub(super) const ROWS: u64 = 6000;
 /// Steps of the language model's training.
-pub(super) const STEPS: u64 = 1800;
+pub(super) const STEPS: u64 = 2000;
 /// Postings labelled at the end: invented too, and seen by no model before.
 pub(super) const NEW_ROWS: u64 = 300;
 const VOCAB: usize = 4000;
