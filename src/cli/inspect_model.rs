@@ -154,7 +154,6 @@ pub(super) fn grouped(number: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::figures;
     use super::*;
 
     fn fixture(name: &str) -> std::path::PathBuf {
