@@ -120,6 +120,14 @@ fn a_flipped_byte_in_a_checkpoint() {
         handbert(["inspect", arg(&checkpoint), "--verify"]).exits(2).says(&[name]);
         std::fs::write(&file, good).unwrap();
     }
+    // A digit that became another: still valid JSON of the right shape.
+    let file = checkpoint.join("run.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let step = text.find("\"step\": 6").expect("the step is there") + "\"step\": ".len();
+    std::fs::write(&file, format!("{}7{}", &text[..step], &text[step + 1..])).unwrap();
+    handbert(["inspect", arg(&checkpoint), "--verify"]).exits(2).says(&["run.json", "checksum"]);
+    std::fs::write(&file, text).unwrap();
+    handbert(["inspect", arg(&checkpoint), "--verify"]).exits(0);
 }
 
 #[test]
