@@ -103,6 +103,9 @@ fn a_quote_that_is_never_closed_is_told() {
     let error = last("id,text\n1,a\n2,\"b\n3,c\n4,d\n").unwrap_err();
     assert!(error.is_row());
     assert!(error.to_string().starts_with("-:3: a quote opened in this row is never closed"), "{error}");
+    // Nor does a last line without its end hide it: rows 3 and 4 would be lost without a word.
+    let error = last("id,text\n1,a\n2,\"b\n3,c\n4,d").unwrap_err();
+    assert!(error.to_string().starts_with("-:3: a quote opened in this row is never closed"), "{error}");
     // Closed ones that end in a newline, with and without one after the quote.
     assert_eq!(text(&last("id,text\n1,\"a\n\"").unwrap(), "text"), "a\n");
     assert_eq!(text(&last("id,text\n1,\"a\n\"\n").unwrap(), "text"), "a\n");

@@ -82,6 +82,8 @@ fn what_cannot_be_written_is_refused_before_the_work() {
     refused(&["--out", "missing/p.csv"], "there is no such directory");
     refused(&["--out", "."], "is a directory");
     refused(&["--out", "-", "--json"], "both want standard output");
+    #[cfg(unix)]
+    refused(&["--out", "/dev/null", "--format", "csv"], "is a pipe or a device");
     assert_eq!(std::fs::read(directory.path().join("there.csv")).unwrap(), b"mine");
     assert!(synth(directory.path(), &["--rows", "10", "--out", "there.csv", "--overwrite"]).status.success());
     assert_eq!(read(&directory.path().join("there.csv")).len(), 10);

@@ -136,9 +136,24 @@ fn targets_that_are_something_else_are_refused() {
     assert!(refused(&thesis, Existing::Replace).contains("neither empty nor a token set"));
     assert!(refused(&thesis.join("chapter1.tex"), Existing::Replace).contains("a file stands here"));
     assert_eq!(names(&thesis), ["chapter1.tex"]);
+    // A meta.json of another kind, or a file put beside a set: what is not ours is never deleted.
+    fs::write(thesis.join("meta.json"), "{}").unwrap();
+    fs::write(set.join("notes.txt"), "…").unwrap();
+    assert!(refused(&thesis, Existing::Replace).contains("chapter1.tex"));
+    assert!(refused(&set, Existing::Replace).contains("notes.txt"));
+    assert_eq!(names(&thesis), ["chapter1.tex", "meta.json"]);
     let empty = dir.path().join("empty");
     fs::create_dir(&empty).unwrap();
     assert_eq!(write(&empty, about()).len(), 200);
+    #[cfg(unix)]
+    {
+        let (disk, link) = (dir.path().join("disk"), dir.path().join("link"));
+        fs::create_dir(&disk).unwrap();
+        std::os::unix::fs::symlink(&disk, &link).unwrap();
+        assert_eq!(write(&link, about()).len(), 200);
+        assert_eq!(TokenSet::open(&disk).unwrap().len(), 200);
+        assert!(link.is_symlink());
+    }
     assert_eq!(write(&dir.path().join("new/deep/set"), about()).len(), 200);
 }
 

@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::backend::cpu::Cpu;
@@ -16,7 +17,7 @@ pub struct Common {
     #[arg(long, global = true, default_value = "auto", env = "HANDBERT_DEVICE")]
     pub device: DeviceArg,
     /// CPU threads; 0 = all cores
-    #[arg(long, global = true, default_value_t = 0, env = "HANDBERT_THREADS")]
+    #[arg(long, global = true, default_value_t = 0, env = "HANDBERT_THREADS", value_parser = threads())]
     pub threads: usize,
     /// Seed of everything random: initial weights, order, masks, dropout
     #[arg(long, global = true, default_value_t = 42)]
@@ -30,6 +31,11 @@ pub struct Common {
     /// No progress and no logs below warnings
     #[arg(long, global = true)]
     pub quiet: bool,
+}
+
+/// Every thread asked for is started, which takes minutes for a slip of the keyboard.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(..=1024)
 }
 
 /// Where to compute.

@@ -11,7 +11,7 @@ use crate::backend::cpu::Cpu;
 use crate::data::pack::Long;
 use crate::data::source::Format;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::{DistilBert, hub};
+use crate::model::{DistilBert, Head, hub};
 use crate::predict::classify::Decision;
 use crate::predict::output::Existing;
 use crate::predict::{self, Destination, Form, Inputs, Job, Options, Progress, Scores, Summary, TextColumns};
@@ -123,11 +123,23 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let inputs = Inputs::open(&args.files, args.format, text_columns)?;
     let be = common.backend()?;
     let loaded = hub::load(&dir, &hub::Wanted::AsSaved, common.seed)?;
+    if !matches!(loaded.head, Head::Classifier { .. }) {
+        let model = &args.model;
+        bail!("{model}: has no classifier head; train one from it with `handbert train classifier --model {model}`");
+    }
     let tokenizer = Tokenizer::load(&dir)?;
     let model = DistilBert::new(&be, loaded.config, loaded.head, &loaded.values)?;
     drop(loaded.values);
     let options = options(args, &trained, &dir, &model)?;
-    tracing::info!("text from {}", inputs.text_columns().join(" + "));
+    let (used, wish) = (inputs.text_columns(), trained.text_columns.as_slice());
+    if args.text_columns.is_empty() && !wish.is_empty() && used != wish {
+        let (used, wish) = (used.join(" + "), wish.join(" + "));
+        tracing::warn!(
+            "text from {used}: the input lacks some of {wish}, which the model was trained on; see --text-columns"
+        );
+    } else {
+        tracing::info!("text from {}", used.join(" + "));
+    }
 
     let stop = stop_flag()?;
     let bar = common.progress(0, "{spinner} {pos} rows  {msg}  {elapsed}")?;
@@ -167,7 +179,11 @@ impl Trained {
 fn options(args: &Args, trained: &Trained, dir: &Path, model: &DistilBert<Cpu>) -> Result<Options> {
     let most = model.config.max_position_embeddings;
     let max_length = args.max_length.or(trained.max_length).unwrap_or(MAX_LENGTH.min(most));
-    let long = match args.long.or(trained.long).unwrap_or(LongArg::Truncate) {
+    let long = args.long.or(trained.long).unwrap_or(LongArg::Truncate);
+    if args.window_stride.is_some() && long != LongArg::Windows {
+        bail!("--window-stride is for --long windows");
+    }
+    let long = match long {
         LongArg::Truncate => Long::Truncate,
         LongArg::HeadTail => Long::HeadTail,
         LongArg::Windows => {

@@ -115,6 +115,15 @@ pub fn named<T: DeserializeOwned>(name: &str) -> Result<T, String> {
     T::deserialize(name).map_err(|error| error.to_string())
 }
 
+/// The name of a class as the command line gives it, for clap. Labels are trimmed where rows are read, so a name with
+/// a space around it, as in `--labels "remote, in_person"`, would be that of no row.
+pub fn trimmed(name: &str) -> Result<String, String> {
+    match name.trim() {
+        "" => Err("a name is empty".to_owned()),
+        name => Ok(name.to_owned()),
+    }
+}
+
 /// A list, or one string with its entries parted by commas.
 pub fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
     #[derive(Deserialize)]
@@ -184,6 +193,12 @@ mod tests {
     fn a_list_may_be_one_string() {
         let args = settled("", "text_columns = \"title, body\"").expect("fine");
         assert_eq!(args.data.text_columns, Some(vec!["title".to_owned(), "body".to_owned()]));
+    }
+
+    #[test]
+    fn names_of_classes_are_trimmed_and_never_empty() {
+        assert_eq!(trimmed(" in_person").as_deref(), Ok("in_person"));
+        assert!(trimmed(" ").is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 
 use super::{Common, Outcome, interrupt};
-use crate::data::source::{Compression, Format};
+use crate::data::source::{Compression, Format, is_stream};
 use crate::data::synth::file::{Job, write_file, write_stream};
 
 #[derive(Debug, clap::Args)]
@@ -70,6 +70,10 @@ impl Args {
     fn check_place(&self, path: &Path) -> Result<()> {
         if path.is_dir() {
             bail!("{}: is a directory; name a file in it", path.display());
+        }
+        // Renamed over, /dev/null would be a device no more.
+        if is_stream(path) {
+            bail!("{}: is a pipe or a device; write to - and let the shell redirect it", path.display());
         }
         if path.exists() && !self.overwrite {
             bail!("{}: exists already; name another file, or replace it with --overwrite", path.display());

@@ -1,16 +1,18 @@
 //! `handbert tokenize FILES… --out SET`.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value, json};
 
 use super::inspect_model::grouped;
+use super::settings::trimmed;
 use super::{Common, Outcome, interrupt};
-use crate::data::source::Format;
+use crate::data::source::{Format, is_stream};
 use crate::data::token_set::{BuildOptions, BuildReport, Existing, FileRows, TokenSetWriter, build_rows};
-use crate::data::{RecordSpec, Tokenizer};
+use crate::data::{Error, RecordSpec, Tokenizer};
 use crate::model::hub;
 
 #[derive(Debug, clap::Args)]
@@ -35,7 +37,7 @@ pub struct Args {
     label_column: Option<String>,
     /// Names of the classes, in the order of their numbers; rows with another label are bad [default: those that
     /// occur, sorted]
-    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "label_column")]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed, value_name = "NAMES", requires = "label_column")]
     labels: Option<Vec<String>>,
     /// Column whose values stay together on one side of every split [default: each text is its own group]
     #[arg(long, value_name = "COLUMN")]
@@ -57,7 +59,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     // Before the hours that a large corpus takes.
     TokenSetWriter::check_target(&args.out, options.existing)?;
     let started = Instant::now();
-    let tokenizer = args.tokenizer(&options.spec, common)?;
+    let tokenizer = args.tokenizer(&options, common)?;
     let reading = Instant::now();
     let bar = common.progress(0, "{spinner} {pos} rows  {per_sec}  {elapsed}")?;
     let rows = FileRows::open(&args.files, args.format, &options.spec)?;
@@ -85,20 +87,27 @@ impl Args {
         })
     }
 
-    fn tokenizer(&self, spec: &RecordSpec, common: &Common) -> Result<Tokenizer> {
+    fn tokenizer(&self, options: &BuildOptions, common: &Common) -> Result<Tokenizer> {
         if let Some(model) = &self.tokenizer {
             let dir = hub::resolve(model)?;
             return Tokenizer::load(&dir).with_context(|| format!("--tokenizer {model}"));
         }
         let size = self.train_vocab.context("neither --tokenizer nor --train-vocab")?;
-        if self.files.iter().any(|file| file.as_os_str() == "-") {
+        if let Some(stream) = self.files.iter().find(|file| is_stream(file)) {
             bail!(
-                "-: standard input can be read only once, and --train-vocab needs a pass of its own: write it to a \
-                 file first, or name a vocabulary with --tokenizer"
+                "{}: standard input can be read only once, as a pipe can, and --train-vocab needs a pass of its own: \
+                 write it to a file first, or name a vocabulary with --tokenizer",
+                stream.display()
             );
         }
         let bar = common.progress(0, "{spinner} learning the vocabulary  {pos} texts  {elapsed}")?;
-        let texts = FileRows::open(&self.files, self.format, spec)?.texts(self.limit);
+        let texts = FileRows::open(&self.files, self.format, &options.spec)?.texts(self.limit);
+        let texts = texts.map(|text| match &options.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => {
+                Err(Error::Invalid("interrupted while the vocabulary was learnt; nothing was written".to_owned()))
+            }
+            _ => text,
+        });
         let tokenizer = Tokenizer::train(texts.inspect(|_| bar.inc(1)), size)?;
         bar.finish_and_clear();
         Ok(tokenizer)

@@ -6,7 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::columns::Added;
 use super::{Error, Result};
-use crate::data::source::{Format, RowReader, Source};
+use crate::data::source::{Format, RowReader, Source, is_stream};
 use crate::data::{Error as DataError, RecordSpec, Row};
 
 /// A block is handed on at this many rows, or
@@ -21,7 +21,7 @@ const NAMED: usize = 5;
 pub struct Inputs {
     files: Vec<PathBuf>,
     format: Option<Format>,
-    /// The first file, opened: standard input cannot be opened twice.
+    /// The first file, opened: standard input and pipes cannot be opened twice.
     first: RowReader,
     /// Of each file that was looked at, in order.
     columns: Vec<(PathBuf, Vec<String>)>,
@@ -65,7 +65,7 @@ pub(super) struct Fit<'a> {
 }
 
 impl Inputs {
-    /// Opens every file once to look at its columns.
+    /// Opens every file once to look at its columns; not standard input and pipes that come later.
     ///
     /// # Errors
     /// A file cannot be opened or lacks a text column.
@@ -75,8 +75,8 @@ impl Inputs {
         };
         let mut first = Source::open_as(path, format)?;
         let mut columns = vec![(path.clone(), first.columns()?)];
-        // Standard input, if it comes later, is looked at when its turn comes.
-        for path in others.iter().filter(|path| path.as_os_str() != "-") {
+        // What can be read once only is looked at when its turn comes.
+        for path in others.iter().filter(|path| !is_stream(path)) {
             columns.push((path.clone(), Source::open_as(path, format)?.columns()?));
         }
         let text_columns = match (text_columns, columns.iter().find(|(_, names)| !names.is_empty())) {

@@ -8,6 +8,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Map, Value};
 
 use super::{Error, Result};
+use crate::data::source::{Compression, Format, is_stream};
 pub use crate::data::token_set::Existing;
 
 /// What written rows look like.
@@ -19,13 +20,6 @@ pub enum Form {
     Csv,
     /// Tab-separated, with a header row
     Tsv,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gz,
-    Zst,
 }
 
 /// Where rows are written, and how.
@@ -53,19 +47,14 @@ impl Destination {
         if path.is_dir() {
             return Err(error("is a directory; name a file in it".into()));
         }
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
-        let (name, compression) = match (name.strip_suffix(".gz"), name.strip_suffix(".zst")) {
-            (Some(name), _) => (name, Compression::Gz),
-            (_, Some(name)) => (name, Compression::Zst),
-            _ => (name.as_str(), Compression::None),
+        let compression = Compression::of_name(path);
+        let by_name = match Format::of_name(path) {
+            Some(Format::Jsonl) => Some(Form::Jsonl),
+            Some(Format::Csv) => Some(Form::Csv),
+            Some(Format::Tsv) => Some(Form::Tsv),
+            Some(Format::Txt | Format::Parquet) | None => None,
         };
-        let by_name = match name.rsplit('.').next() {
-            Some("jsonl" | "ndjson") => Some(Form::Jsonl),
-            Some("csv") => Some(Form::Csv),
-            Some("tsv") => Some(Form::Tsv),
-            _ => None,
-        };
-        let is_special = std::fs::metadata(path).is_ok_and(|m| !m.is_file() && !m.is_dir());
+        let is_special = is_stream(path);
         let form = match form.or(by_name) {
             Some(form) => form,
             None if is_special => Form::Jsonl,
@@ -77,6 +66,10 @@ impl Destination {
         };
         if is_special {
             return Ok(Destination { path: path.to_owned(), partial: None, form, compression });
+        }
+        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
+            let why = "there is no such directory; make it first".into();
+            return Err(Error::Output { path: parent.to_owned(), why });
         }
         let partial = PathBuf::from(format!("{}.partial", path.display()));
         for (file, what) in [(path, "exists"), (&partial, "is left from a run that did not finish")] {
@@ -120,8 +113,8 @@ impl Destination {
         let file = BufWriter::with_capacity(1 << 16, file);
         Ok(match self.compression {
             Compression::None => Box::new(file),
-            Compression::Gz => Box::new(GzEncoder::new(file, flate2::Compression::default())),
-            Compression::Zst => Box::new(zstd::Encoder::new(file, 0)?),
+            Compression::Gzip => Box::new(GzEncoder::new(file, flate2::Compression::default())),
+            Compression::Zstd => Box::new(zstd::Encoder::new(file, 0)?),
         })
     }
 }

@@ -8,9 +8,6 @@ use super::{Error, Result};
 use crate::data::pack::Long;
 use crate::data::tokenizer::{SpecialIds, Tokenizer};
 
-/// With [`Long::HeadTail`], tokens kept from the beginning; the rest of the room goes to the end.
-const HEAD: usize = 128;
-
 /// What becomes of texts that are longer than the model can take.
 #[derive(Debug, Clone, Copy)]
 pub struct Cutter {
@@ -59,35 +56,24 @@ impl Cutter {
         if ids.len() <= self.room {
             return vec![self.framed(&[ids])];
         }
+        let mut sequences = Vec::new();
+        self.long.cut(ids.len(), self.room, |start, len| {
+            sequences.push(match self.long {
+                Long::HeadTail => {
+                    let head = Long::head(self.room);
+                    self.framed(&[&ids[..head], &ids[ids.len() - (len - head)..]])
+                }
+                Long::Truncate | Long::Split | Long::Windows { .. } => self.framed(&[&ids[start..start + len]]),
+            });
+        });
         match self.long {
-            Long::Truncate => {
-                counts.truncated += 1;
-                vec![self.framed(&[&ids[..self.room]])]
+            Long::Truncate | Long::HeadTail => counts.truncated += 1,
+            Long::Split | Long::Windows { .. } => {
+                counts.windowed += 1;
+                counts.windows += sequences.len() as u64;
             }
-            Long::HeadTail => {
-                counts.truncated += 1;
-                let head = HEAD.min(self.room);
-                vec![self.framed(&[&ids[..head], &ids[ids.len() - (self.room - head)..]])]
-            }
-            Long::Windows { stride } => self.windows(ids, stride, counts),
-            Long::Split => self.windows(ids, self.room, counts),
         }
-    }
-
-    fn windows(&self, ids: &[u32], stride: usize, counts: &mut TokenCounts) -> Vec<Vec<u32>> {
-        let mut windows = Vec::new();
-        let mut start = 0;
-        loop {
-            let end = (start + self.room).min(ids.len());
-            windows.push(self.framed(&[&ids[start..end]]));
-            if end == ids.len() {
-                break;
-            }
-            start += stride;
-        }
-        counts.windowed += 1;
-        counts.windows += windows.len() as u64;
-        windows
+        sequences
     }
 
     fn framed(&self, parts: &[&[u32]]) -> Vec<u32> {
@@ -142,23 +128,23 @@ mod tests {
     fn long_texts_are_cut_as_asked() {
         let (sequences, counts) = cut(Long::Truncate, 6, 5);
         assert_eq!((sequences, counts.truncated), (vec![vec![2, 10, 11, 12, 13, 3]], 1));
-        let (sequences, counts) = cut(Long::HeadTail, 132, 200);
-        assert_eq!((sequences[0].len(), counts.truncated), (132, 1));
-        assert_eq!(sequences[0][128..], [137, 208, 209, 3]);
-        // Shorter than the head alone: only the beginning is kept.
-        assert_eq!(cut(Long::HeadTail, 6, 9).0, vec![vec![2, 10, 11, 12, 13, 3]]);
+        let (sequences, counts) = cut(Long::HeadTail, 302, 400);
+        assert_eq!((sequences[0].len(), counts.truncated), (302, 1));
+        assert_eq!((&sequences[0][127..131], &sequences[0][300..]), (&[136, 137, 238, 239][..], &[409, 3][..]));
+        // Less room than twice the head: half of it for the beginning, half for the end.
+        assert_eq!(cut(Long::HeadTail, 6, 9).0, vec![vec![2, 10, 11, 17, 18, 3]]);
     }
 
     #[test]
-    fn windows_cover_every_token_and_the_last_ends_with_the_text() {
+    fn windows_cover_every_token_and_the_last_is_full_and_ends_with_the_text() {
         for tokens in 5..60 {
             for stride in 1..=4 {
                 let (windows, counts) = cut(Long::Windows { stride }, 6, tokens);
                 assert_eq!(counts.windows, windows.len() as u64);
                 for (i, window) in windows.iter().enumerate() {
-                    assert_eq!(window[1], 10 + (i * stride) as u32);
+                    assert_eq!(window[1], 10 + (i as u32 * stride as u32).min(tokens - 4));
                     assert_eq!((window[0], window[window.len() - 1]), (2, 3));
-                    assert!(window.len() <= 6);
+                    assert_eq!(window.len(), 6);
                 }
                 let last = &windows[windows.len() - 1];
                 assert_eq!(last[last.len() - 2], 10 + tokens - 1);

@@ -139,9 +139,11 @@ fn numbers_that_do_not_fit_the_model() {
         ("--max-length", "129", "128"),
         ("--max-length", "2", "--max-length"),
         ("--batch-tokens", "100", "--batch-tokens"),
+        ("--window-stride", "40", "--long windows"),
         ("--threshold", "nan", "--threshold"),
         ("--device", "cuda", "cpu"),
         ("--device", "tpu", "cuda:N"),
+        ("--threads", "100000000", "1024"),
     ] {
         handbert(predict.into_iter().chain([flag, value])).exits(2).says(&[says]);
     }

@@ -114,6 +114,24 @@ fn names_that_are_taken() {
 }
 
 #[test]
+fn numbers_come_out_as_they_went_in() {
+    let dir = scratch("digits");
+    let line = r#"{"text":"a","pay":130422796.08514273,"share":6.552885923981311e-12,"id":18446744073709551615}"#;
+    let input = write(&dir, "in.jsonl", &format!("{line}\n"));
+    let out = dir.join("out.jsonl");
+    predict(&input, &out, &[]).exits(0);
+    let text = std::fs::read_to_string(&out).unwrap();
+    assert!(text.starts_with(line.trim_end_matches('}')), "{text}");
+}
+
+#[test]
+fn an_output_in_no_directory_is_refused() {
+    let dir = scratch("nowhere");
+    let input = write(&dir, "in.txt", "one posting\n");
+    predict(&input, &dir.join("missing/out.jsonl"), &[]).exits(2).says(&["missing: there is no such directory"]);
+}
+
+#[test]
 fn an_output_that_exists_is_not_replaced_unless_asked() {
     let dir = scratch("exists");
     let input = write(&dir, "in.txt", "one posting\n");

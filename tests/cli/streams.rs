@@ -59,6 +59,19 @@ fn rows_come_out_while_the_input_is_still_open() {
 }
 
 #[test]
+fn a_pipe_under_a_files_name_is_read_once_too() {
+    let t = tiny();
+    // As in `predict a.jsonl <(zcat b.jsonl.gz)`: looking at its columns first would eat its first rows.
+    let predict = ["predict", arg(&t.postings), "/dev/stdin", "--model", arg(&t.classifier), "--out", "-"];
+    let run = handbert_reading(postings().as_bytes(), predict).exits(0);
+    assert_eq!(run.out.lines().count(), 2 * postings().lines().count());
+    let set = scratch("pipe").join("set");
+    let tokenize = ["tokenize", "/dev/stdin", "--train-vocab", "300", "--out", arg(&set)];
+    handbert_reading(postings().as_bytes(), tokenize).exits(2).says(&["/dev/stdin", "read only once"]);
+    assert!(!set.exists());
+}
+
+#[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
     for args in [
         vec!["synth", "--rows", "100000", "--out", "-"],

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cli::settings::{list, named};
+use crate::cli::settings::{list, named, trimmed};
 use crate::train::schedule::ScheduleKind;
 use crate::train::{Metric, Occupied};
 
@@ -209,7 +209,7 @@ pub struct ClassArgs {
     #[arg(long, value_name = "COLUMN")]
     pub label_column: Option<String>,
     /// Names of the classes, by id [default: those that occur, sorted]
-    #[arg(long, value_delimiter = ',', value_name = "LABELS")]
+    #[arg(long, value_delimiter = ',', value_parser = trimmed, value_name = "LABELS")]
     #[serde(deserialize_with = "list")]
     pub labels: Option<Vec<String>>,
     /// The class that F1, ROC AUC and average precision are about [default: the second]

@@ -193,7 +193,7 @@ fn append_piece(
     batch.ids.push(special.cls);
     let whole = set.sample_len(sample)?;
     if plan.long == Long::HeadTail && whole > len {
-        let head = plan.head() as u32;
+        let head = Long::head(len as usize) as u32;
         set.append_tokens(sample, 0, head, &mut batch.ids)?;
         set.append_tokens(sample, whole - (len - head), len - head, &mut batch.ids)?;
     } else {

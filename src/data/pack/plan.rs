@@ -25,14 +25,51 @@ pub enum Long {
     Split,
     /// Its first tokens.
     Truncate,
-    /// Its first 128 tokens (fewer where less than twice that fit) and as many of its last as fit: one piece that
-    /// starts at 0 and is shorter than its sample.
+    /// Its first [`Long::head`] tokens and as many of its last as fit: one piece that starts at 0 and is shorter than
+    /// its sample.
     HeadTail,
     /// Pieces that begin `stride` tokens apart; the last one is moved back to be full.
     Windows {
         /// Tokens from the beginning of one piece to that of the next.
         stride: usize,
     },
+}
+
+impl Long {
+    /// Tokens of the beginning that [`Long::HeadTail`] keeps of the `body` tokens that fit into a sequence: 128, or
+    /// half of them where that is less.
+    pub fn head(body: usize) -> usize {
+        128.min(body / 2)
+    }
+
+    /// Calls `f` with start and length of each piece of a text of `len` tokens, in order; at most `body` tokens,
+    /// which is not 0, fit into a sequence. Training, evaluation and prediction all cut here, so that a model is
+    /// asked about what it was trained on.
+    pub fn cut(self, len: usize, body: usize, mut f: impl FnMut(usize, usize)) {
+        if len <= body {
+            return f(0, len);
+        }
+        match self {
+            Long::Truncate | Long::HeadTail => f(0, body),
+            Long::Split => {
+                let mut start = 0;
+                while start < len {
+                    let piece = body.min(len - start);
+                    f(start, piece);
+                    start += piece;
+                }
+            }
+            Long::Windows { stride } => {
+                let last = len - body;
+                let mut start = 0;
+                while start < last {
+                    f(start, body);
+                    start = start.saturating_add(stride);
+                }
+                f(last, body);
+            }
+        }
+    }
 }
 
 /// Which samples are of use.
@@ -153,11 +190,6 @@ impl PackPlan {
         self.limit.map_or(set.len(), |limit| limit.min(set.len()))
     }
 
-    /// Tokens of the beginning that [`Long::HeadTail`] keeps.
-    pub(super) fn head(&self) -> usize {
-        128.min(self.body() / 2)
-    }
-
     pub(super) fn verdict(&self, set: &TokenSet, sample: u64) -> Result<Verdict> {
         if self.subset != Subset::All && !self.split.contains(self.subset, set.group(sample)) {
             return Ok(Verdict::OtherSubset);
@@ -171,30 +203,9 @@ impl PackPlan {
 
     /// Calls `f` with each piece of a sample of `len` tokens, in order.
     pub(super) fn cut(&self, sample: u64, len: u32, mut f: impl FnMut(Piece)) {
-        let body = u32::try_from(self.body()).unwrap_or(u32::MAX);
-        if len <= body {
-            return f(Piece { sample, start: 0, len });
-        }
-        match self.long {
-            Long::Truncate | Long::HeadTail => f(Piece { sample, start: 0, len: body }),
-            Long::Split => {
-                let mut start = 0;
-                while start < len {
-                    let piece = body.min(len - start);
-                    f(Piece { sample, start, len: piece });
-                    start += piece;
-                }
-            }
-            Long::Windows { stride } => {
-                let last = len - body;
-                let mut start = 0;
-                while start < last {
-                    f(Piece { sample, start, len: body });
-                    start = start.saturating_add(stride as u32);
-                }
-                f(Piece { sample, start: last, len: body });
-            }
-        }
+        // What is cut off a sample is no longer than it.
+        self.long
+            .cut(len as usize, self.body(), |start, len| f(Piece { sample, start: start as u32, len: len as u32 }));
     }
 }
 

@@ -135,15 +135,23 @@ impl Records {
         }
         let line = self.parser.line() + self.skipped;
         let (mut used, mut fields) = (0, 0);
+        // A last line without its end is given one: only a field whose quote is open takes it in.
+        let mut missing_end = b"\n".as_slice();
         self.last = None;
         loop {
-            let input = self.input.fill()?;
+            let rest = self.input.fill()?;
+            let at_the_end = rest.is_empty();
+            let input = if at_the_end { missing_end } else { rest };
             let (bytes, ends) = (self.bytes.get_mut(used..), self.ends.get_mut(fields..));
             let (result, read, written, ended) =
                 self.parser.read_record(input, bytes.unwrap_or_default(), ends.unwrap_or_default());
             let taken = input.get(..read).unwrap_or_default();
             self.last = taken.iter().rev().find(|b| !matches!(b, b'\n' | b'\r')).copied().or(self.last);
-            self.input.consume(read);
+            if at_the_end {
+                missing_end = missing_end.get(read..).unwrap_or_default();
+            } else {
+                self.input.consume(read);
+            }
             used += written;
             fields += ended;
             match result {

@@ -76,6 +76,13 @@ impl Source {
     }
 }
 
+/// Whether a name can be read once only, from front to back: standard input, a pipe, as `<(zcat a.csv.gz)` is one,
+/// or a device.
+pub fn is_stream(path: &Path) -> bool {
+    let special = |file: std::fs::Metadata| !file.is_file() && !file.is_dir();
+    path.as_os_str() == "-" || std::fs::metadata(path).is_ok_and(special)
+}
+
 /// What each format implements: rows in file order.
 trait Rows: Send {
     /// Column names; see [`RowReader::columns`].

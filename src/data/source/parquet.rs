@@ -1,8 +1,10 @@
 //! Parquet, by the parquet crate's row interface.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use parquet::basic::Compression;
 use parquet::file::metadata::ColumnChunkMetaData;
@@ -78,9 +80,31 @@ impl Rows for ParquetRows {
     }
 }
 
+thread_local! {
+    /// Whether this thread is in a call whose panics are told as errors.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A panic that is caught is still printed, backtrace and all, unless the hook that prints it knows better.
+fn keep_guarded_panics_quiet() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                print(panic);
+            }
+        }));
+    });
+}
+
 /// Runs a call into the parquet crate, which asserts its way through damaged files; a panic is an error here.
 fn guarded<T>(call: impl FnOnce() -> parquet::errors::Result<T>) -> std::result::Result<T, String> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    keep_guarded_panics_quiet();
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(call));
+    GUARDED.set(false);
+    match result {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(shortened(&error.to_string())),
         Err(panic) => {

@@ -112,7 +112,8 @@ impl ShardWriter {
 }
 
 impl TokenSetWriter {
-    /// Whether a set may be written at `dir`: nothing is there, an empty directory, or a token set to be replaced.
+    /// Whether a set may be written at `dir`: nothing is there, an empty directory, or a token set to be replaced,
+    /// which goes with all that stands in its directory and so must be alone there.
     ///
     /// # Errors
     /// It may not, and why.
@@ -122,13 +123,23 @@ impl TokenSetWriter {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(e) if e.kind() == std::io::ErrorKind::NotADirectory => refuse("a file stands here; give another --out"),
             Err(source) => Err(Error::Io { path: dir.to_owned(), source }),
-            Ok(mut entries) => match (entries.next().is_none(), dir.join(META).exists(), existing) {
-                (true, _, _) | (_, true, Existing::Replace) => Ok(()),
-                (_, true, Existing::Refuse) => {
-                    refuse("a token set is here already; replace it with --overwrite or give another --out")
+            Ok(entries) => {
+                let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+                let names = names.collect::<std::io::Result<Vec<String>>>().map_err(io_error(dir))?;
+                let foreign = names.iter().find(|name| !is_part_of_a_set(name));
+                match (names.iter().any(|name| name == META), foreign, existing) {
+                    _ if names.is_empty() => Ok(()),
+                    (true, Some(name), Existing::Replace) => refuse(&format!(
+                        "it holds {name}, which is no part of a token set and would be lost; move it away or give \
+                         another --out"
+                    )),
+                    (true, None, Existing::Replace) => Ok(()),
+                    (true, _, Existing::Refuse) => {
+                        refuse("a token set is here already; replace it with --overwrite or give another --out")
+                    }
+                    (false, _, _) => refuse("the directory is neither empty nor a token set; give another --out"),
                 }
-                _ => refuse("the directory is neither empty nor a token set; give another --out"),
-            },
+            }
         }
     }
 
@@ -138,14 +149,23 @@ impl TokenSetWriter {
     /// `dir` is a token set and [`About::existing`] says to refuse, or it is neither a token set nor empty.
     pub fn create(dir: &Path, tokenizer: &Tokenizer, about: About) -> Result<Self> {
         Self::check_target(dir, about.existing)?;
-        let name = dir.file_name().ok_or_else(|| Error::File {
-            path: dir.to_owned(),
-            why: "this names no directory that could be made; give one with --out".to_owned(),
-        })?;
+        let file_error = |path: &Path, why: &str| Error::File { path: path.to_owned(), why: why.to_owned() };
+        // A link to a directory stays one: the set takes the place of what it points at.
+        let linked = if dir.is_symlink() { fs::canonicalize(dir).ok() } else { None };
+        let dir = linked.as_deref().unwrap_or(dir);
+        let name = dir
+            .file_name()
+            .ok_or_else(|| file_error(dir, "this names no directory that could be made; give one with --out"))?;
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error(parent))?;
         let partial = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
-        fs::create_dir(&partial).map_err(io_error(&partial))?;
+        fs::create_dir(&partial).map_err(|source| match source.kind() {
+            // Numbers of processes come again, in a container most of all.
+            std::io::ErrorKind::AlreadyExists => {
+                file_error(&partial, "is left from a run that was killed; delete it, unless that run goes on elsewhere")
+            }
+            _ => Error::Io { path: partial.clone(), source },
+        })?;
         let partial = Partial(partial);
         tokenizer.save(&partial.0)?;
         let labelled = about.label_column.is_some() || !about.label_names.is_empty();
@@ -233,6 +253,14 @@ impl TokenSetWriter {
         put_in_place(&partial.0, &target, existing)?;
         TokenSet::open(&target)
     }
+}
+
+/// Whether a file of this name is one that a token set is made of.
+fn is_part_of_a_set(name: &str) -> bool {
+    let parts = [Part::Tokens, Part::Offsets, Part::Labels, Part::Groups];
+    let number = name.strip_suffix(".bin").and_then(|stem| stem.rsplit_once('-')?.1.parse::<usize>().ok());
+    let is_shard_file = number.is_some_and(|number| parts.iter().any(|part| part.file(number) == name));
+    name == META || FILES.contains(&name) || is_shard_file
 }
 
 /// Rewrites a label file with each class replaced.

@@ -4,7 +4,7 @@ mod care;
 mod desk;
 mod hands;
 
-/// One kind of work. Every list is drawn from evenly; templates may hold slots (see `writer`).
+/// One kind of work. The first items of a list are drawn more often; templates may hold slots (see `writer`).
 #[derive(Debug)]
 pub(super) struct Sector {
     /// Share of its postings that are remote, of 100. Desk work is more often remote, though never so much that the
