@@ -191,6 +191,7 @@ fn refusals_say_what_and_what_to_do() {
         (format!("train mlm --model run {data} --out a --config-file wrong.toml"), "wrong.toml: max_steps"),
         (format!("train mlm --model run {data} --out a --batch-tokens 5"), "--batch-tokens 5"),
         (format!("train mlm --model run {data} --out a --text-columns body"), "body"),
+        (format!("train mlm --model run {data} --out a --tokenizer tokenizer"), "--tokenizer is for --config"),
         ("train mlm --out empty --resume".into(), "there is no run to resume; leave --resume out"),
         ("train mlm --out run --resume --learning-rate 0.5".into(), "--learning-rate was 0.001 and is now 0.5"),
         ("train mlm --out run --resume --data labels.jsonl".into(), "--data"),
@@ -198,12 +199,44 @@ fn refusals_say_what_and_what_to_do() {
         ("train classifier --model run --data run/tokens --out a".into(), "has no labels"),
         ("train classifier --model run --data labels.jsonl --out a".into(), "at least two"),
         (format!("eval classifier --model run {data}"), "DistilBertForMaskedLM"),
+        (format!("eval mlm --model run {data} --mlm-probability 1.5"), "--mlm-probability 1.5"),
+        (
+            format!("train mlm --model run {data} --out run --overwrite --validation-split-percentage 0.0001"),
+            "raise --validation-split-percentage",
+        ),
     ];
     for (arguments, named) in cases {
         let error = bench.refused(&arguments);
         assert!(error.contains(named), "{arguments}: {error}");
     }
     assert!(!bench.path("a/run.toml").exists());
+    assert!(bench.path("run/model.safetensors").exists(), "a run that cannot begin overwrites nothing");
+}
+
+#[test]
+fn a_loss_out_of_hand_is_no_damage_to_resume_from() {
+    let bench = Bench::new(60);
+    let steep = MLM.replace("--learning-rate 1e-3", "--learning-rate 50 --max-grad-norm 0");
+    let run = bench.json(&format!("{steep} --out run --max-steps 12 --eval-steps 6"));
+    assert!(run["evaluation"]["perplexity"].is_null(), "exp of this loss overflows: {run}");
+    std::fs::remove_dir_all(bench.path("run/checkpoint-12")).expect("removed");
+    let again = bench.json("train mlm --out run --resume");
+    assert_eq!(again["evaluation"], run["evaluation"]);
+}
+
+#[test]
+fn padding_and_vocabulary_of_a_model_from_scratch_are_the_tokenizers() {
+    let bench = Bench::new(40);
+    let mut config: Value =
+        serde_json::from_slice(&std::fs::read(bench.path("config.json")).expect("read")).expect("JSON");
+    config["vocab_size"] = 8192.into();
+    config["pad_token_id"] = 5000.into();
+    bench.write("config.json", &config.to_string());
+    bench.ok(&format!("{MLM} --out run --max-steps 1 --eval-strategy no"));
+    let saved: Value =
+        serde_json::from_slice(&std::fs::read(bench.path("run/config.json")).expect("read")).expect("JSON");
+    assert_eq!(saved["pad_token_id"], tokenizer().special().pad);
+    assert_eq!(saved["vocab_size"], tokenizer().vocab_size());
 }
 
 #[test]

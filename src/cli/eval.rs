@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::corpus::{Corpus, Data, Earlier, Making, check_tokenizer};
@@ -19,6 +20,7 @@ use crate::data::split::Subset;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub::{self, Wanted};
 use crate::model::{Config, DistilBert};
+use crate::train::checkpoint;
 use crate::train::plan::DEFAULT_MAX_LENGTH;
 use crate::train::run_dir::SETTINGS;
 use crate::train::{self, Batching, ClassWeights, EvalPlan, EvalResult, Unigram, evaluate};
@@ -121,8 +123,8 @@ fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
     // Before anything is computed: it sets the number of threads.
     let be = common.backend()?;
     let dir = hub::resolve(&args.target.model)?;
-    let how = over(&settings_of(&dir)?, &args.how)?;
-    let task = masking_task(&how.masking);
+    let how = asked(&dir, &args.how)?;
+    let task = masking_task(&how.masking)?;
     let model = load(&be, &dir, &task)?;
     let mut batching = how.data.batching(&args.target, &model.config);
     batching.packing = packing(&how.masking, &model.config)?;
@@ -139,7 +141,7 @@ fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
 fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     let be = common.backend()?;
     let dir = hub::resolve(&args.target.model)?;
-    let how = over(&settings_of(&dir)?, &args.how)?;
+    let how = asked(&dir, &args.how)?;
     let positive = how.class.positive_label.clone();
     let task = train::Task::Classifier { positive, class_weights: ClassWeights::Equal };
     let model = load(&be, &dir, &task)?;
@@ -231,14 +233,23 @@ impl DataArgs {
     }
 }
 
-/// What the run that wrote the model said: above all its split, so that held out means held out.
-fn settings_of(dir: &Path) -> Result<toml::Table> {
-    let path = dir.join(SETTINGS);
-    match std::fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).with_context(|| path.display().to_string()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(toml::Table::new()),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
+/// What was typed, over what the run that wrote the model said: above all its split, so that held out means held out.
+/// A checkpoint keeps that in its run.json.
+fn asked<T: Serialize + DeserializeOwned>(dir: &Path, typed: &T) -> Result<T> {
+    let in_state = !dir.join(SETTINGS).exists() && dir.join(checkpoint::STATE).exists();
+    let path = dir.join(if in_state { checkpoint::STATE } else { SETTINGS });
+    let named = || path.display().to_string();
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) if in_state => {
+            let state: serde_json::Value = serde_json::from_str(&text).with_context(named)?;
+            state["settings"].as_str().unwrap_or_default().to_owned()
+        }
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(named),
+    };
+    let settings: toml::Table = toml::from_str(&text).with_context(named)?;
+    over(&settings, typed).with_context(named)
 }
 
 /// Where the token set of posting files lies while it is measured on; deleted afterwards.

@@ -1,5 +1,7 @@
 //! Figures of an evaluation, for people.
 
+use std::path::Path;
+
 use crate::train::{ClassifierEval, EvalResult, MlmEval};
 
 /// The most telling figures, on one line.
@@ -83,9 +85,22 @@ pub fn grouped(n: u64) -> String {
     text
 }
 
+/// A path as it is typed into a shell.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) { text } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::grouped;
+    use super::*;
+
+    #[test]
+    fn words_of_a_shell() {
+        let words = ["runs/mlm-1", "my run", "it's"].map(|path| shell_word(Path::new(path)));
+        assert_eq!(words, ["runs/mlm-1", "'my run'", r"'it'\''s'"]);
+    }
 
     #[test]
     fn thousands() {

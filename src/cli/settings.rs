@@ -69,6 +69,10 @@ fn put_over(table: &mut toml::Table, settings: toml::Table) {
             _ => {}
         }
     }
+    // A tokenizer is named for a configuration; a model has its own.
+    if settings.contains_key("model") && !settings.contains_key("tokenizer") {
+        table.remove("tokenizer");
+    }
     table.extend(settings);
 }
 
@@ -187,6 +191,8 @@ mod tests {
         assert_eq!(args.masking.chunk_length, None);
         let args = settled("--chunk-length 32", "packing = \"chunks\"\nchunk_length = 64").expect("fine");
         assert_eq!(args.masking.chunk_length, Some(32));
+        let args = settled("--model m", "config = \"c.json\"\ntokenizer = \"t\"").expect("fine");
+        assert_eq!((args.config, args.tokenizer), (None, None));
     }
 
     #[test]

@@ -21,7 +21,8 @@ use super::{Error, Result};
 
 const PREFIX: &str = "checkpoint-";
 const PARTIAL: &str = ".partial";
-const STATE: &str = "run.json";
+/// Where a run stood, in a checkpoint.
+pub const STATE: &str = "run.json";
 const MOMENTS: &str = "handbert_state.safetensors";
 const VERSION: u32 = 1;
 /// Stands for the checksum of `run.json` while it is computed.

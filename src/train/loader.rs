@@ -46,6 +46,8 @@ pub struct Loader<'a> {
     packer: Packer<'a>,
     objective: Objective,
     accumulation: usize,
+    /// Share of the drawn samples that are on the training side, and so wait before they are packed.
+    kept: f64,
     /// The first batch of the next group, packed to see whether its epoch goes on.
     ahead: Option<MicroBatch>,
 }
@@ -57,7 +59,8 @@ impl<'a> Loader<'a> {
         accumulation: usize,
     ) -> Result<Self> {
         let packer = Packer::new(set, plan, special, cursor)?;
-        Ok(Loader { packer, objective, accumulation: accumulation.max(1), ahead: None })
+        let kept = 1.0 - plan.split.held_fraction;
+        Ok(Loader { packer, objective, accumulation: accumulation.max(1), kept, ahead: None })
     }
 
     /// The next group. An epoch without a single batch is an error: there would be no end to waiting for one.
@@ -100,11 +103,12 @@ impl<'a> Loader<'a> {
         let (cursor, counts) = (self.packer.cursor(), self.packer.counts());
         let done = match last_of_epoch {
             LastOfEpoch::Yes => 1.0,
-            // What waits in the look-ahead buffer is drawn but not trained on yet.
+            // What waits in the look-ahead buffer is drawn but not trained on yet, and about as large a share of the
+            // samples drawn between those that wait was held out as of all samples.
             LastOfEpoch::No => {
-                let waiting = cursor.pending.chunk_by(|a, b| a.sample == b.sample).count() as u64;
-                let packed = cursor.next.saturating_sub(waiting);
-                (packed as f64 / self.packer.epoch_len().max(1) as f64).min(1.0 - f64::EPSILON)
+                let waiting = cursor.pending.chunk_by(|a, b| a.sample == b.sample).count() as f64;
+                let packed = cursor.next as f64 - waiting / self.kept;
+                (packed / self.packer.epoch_len().max(1) as f64).clamp(0.0, 1.0 - f64::EPSILON)
             }
         };
         Ok(Group { micro, weight, tokens, cursor, epoch: f64::from(epoch) + done, last_of_epoch, counts })

@@ -179,10 +179,12 @@ impl TrainPlan {
     /// Checks the numbers; errors name flags.
     pub fn check(&self, config: &Config) -> Result<()> {
         self.batching.check(config)?;
+        self.task.check()?;
         let a = &self.adam;
         let fraction = |x: f64| (0.0..1.0).contains(&x);
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+        // As the f32 that is computed with: what rounds to zero there divides by zero.
+        let positive = |x: f64| x as f32 > 0.0 && (x as f32).is_finite();
+        let not_negative = |x: f64| x >= 0.0 && (x as f32).is_finite();
         let (epochs, steps) = match self.length {
             Length::Epochs(epochs) => (epochs, 1),
             Length::Steps(steps) => (1.0, steps),
@@ -190,10 +192,6 @@ impl TrainPlan {
         let ratio = match self.schedule.warmup {
             Warmup::Ratio(ratio) => ratio,
             Warmup::Steps(_) => 0.0,
-        };
-        let probability = match self.task {
-            Task::Mlm { probability, .. } => probability,
-            Task::Classifier { .. } => 0.5,
         };
         let eval_steps = if let Every::Steps(steps) = self.policy.evaluate { steps } else { 1 };
         let wrong = [
@@ -211,7 +209,6 @@ impl TrainPlan {
             ("--eval-steps", eval_steps > 0, "is not above 0"),
             ("--save-steps", self.policy.save_steps != Some(0), "is not above 0"),
             ("--patience", self.policy.patience != Some(0), "is not above 0"),
-            ("--mlm-probability", fraction(probability) && probability > 0.0, "is not between 0 and 1"),
         ];
         match wrong.iter().find(|(_, right, _)| !right) {
             Some((flag, _, why)) => Err(Error::Plan(format!("{flag} {why}"))),

@@ -1,7 +1,7 @@
 //! What a run leaves to read: one line of `metrics.jsonl` per logged step and per evaluation, and
 //! the figures of an evaluation.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `metrics.jsonl`. A line with `eval` is an evaluation, any other a logged step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -97,8 +97,10 @@ impl EvalResult {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MlmEval {
     /// Mean cross-entropy of the masked tokens, in nats.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// exp(loss).
+    #[serde(deserialize_with = "null_is_infinite")]
     pub perplexity: f64,
     /// Tokens that were to be predicted.
     pub masked_tokens: u64,
@@ -115,6 +117,7 @@ pub struct MlmEval {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ClassifierEval {
     /// Mean cross-entropy of the labelled rows, in nats; windows of one row are averaged first.
+    #[serde(deserialize_with = "null_is_nan")]
     pub loss: f64,
     /// Labelled rows.
     pub rows: u64,
@@ -150,4 +153,43 @@ pub struct Curves {
     pub roc: Vec<[f64; 2]>,
     /// Recall → precision.
     pub precision_recall: Vec<[f64; 2]>,
+}
+
+/// JSON has neither infinity nor NaN, and null is written in their place: a run whose loss grew out of hand is read
+/// back all the same.
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The same for exp(loss), which overflows long before the loss does.
+fn null_is_infinite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::INFINITY))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_that_json_cannot_hold_are_read_back() {
+        let eval = |loss: f64| MlmEval {
+            loss,
+            perplexity: loss.exp(),
+            masked_tokens: 7,
+            accuracy: 0.0,
+            perplexity_unigram: None,
+        };
+        let read = |eval: MlmEval| {
+            let record = Record::Eval(EvalRecord { step: 3, epoch: 0.5, eval: EvalResult::Mlm(eval), seconds: 1.0 });
+            let read: Record = serde_json::from_str(&serde_json::json!(record).to_string()).expect("read back");
+            match read {
+                Record::Eval(EvalRecord { eval: EvalResult::Mlm(eval), .. }) => eval,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(read(eval(0.0)), eval(0.0));
+        assert_eq!(read(eval(1000.0)), eval(1000.0));
+        let none = read(eval(f64::NAN));
+        assert!(none.loss.is_nan() && none.masked_tokens == 7);
+    }
 }

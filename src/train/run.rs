@@ -9,6 +9,7 @@ use crate::data::token_set::TokenSet;
 use crate::model::DistilBert;
 
 use super::checkpoint::{DataPrint, Interval, RunState};
+use super::evaluate::{EvalPlan, Evaluator, MASK_SEED};
 use super::loader::Loader;
 use super::observer::{Event, Observer, Started};
 use super::plan::{Length, TrainPlan};
@@ -92,9 +93,12 @@ pub fn run<B: Backend>(
         None => Opening::Fresh(plan.occupied),
     };
     let state = state_of(&start, set, plan, &packing)?;
+    let trainer = trainer(be, start, plan, capacity)?;
+    let evaluator = evaluator(be, &trainer.model, set, plan)?;
+    let loader = Loader::new(set, &packing, tokenizer.special(), state.cursor.clone(), objective, plan.accumulation)?;
+    // Last of all, as this may delete an earlier run: whatever else can be refused was refused by now.
     let dir = RunDir::claim(&plan.out, opening)?;
     dir.write_settings(&state.settings)?;
-    let trainer = trainer(be, start, plan, capacity)?;
     observer.on(Event::Started(Started {
         device: &be.describe(),
         parameters: trainer.model.table.parameters(),
@@ -103,8 +107,7 @@ pub fn run<B: Backend>(
         warmup_steps: plan.schedule.warmup_steps(state.total_steps),
     }));
 
-    let loader = Loader::new(set, &packing, tokenizer.special(), state.cursor.clone(), objective, plan.accumulation)?;
-    let mut session = Session::new(be, plan, set, Ready { tokenizer, trainer, state, dir }, observer)?;
+    let mut session = Session::new(be, plan, Ready { tokenizer, trainer, evaluator, state, dir }, observer);
     let ended = std::thread::scope(|scope| session.steps(&loader.run_ahead(scope)))?;
     session.finish(ended)
 }
@@ -131,6 +134,18 @@ fn trainer<B: Backend>(be: &B, start: Start, plan: &TrainPlan, capacity: Capacit
         trainer.micro_batches = checkpoint.state.micro_batches;
     }
     Ok(trainer)
+}
+
+/// What measures the model during the run; none where that is never asked for.
+fn evaluator<'a, B: Backend>(
+    be: &B, model: &DistilBert<B>, set: &'a TokenSet, plan: &TrainPlan,
+) -> Result<Option<Evaluator<'a, B>>> {
+    if plan.policy.evaluate == Every::Never {
+        return Ok(None);
+    }
+    let (task, batching) = (plan.task.clone(), plan.batching.clone());
+    let on = EvalPlan { task, batching, subset: Subset::Held, seed: MASK_SEED };
+    Evaluator::new(be, model, set, on).map(Some)
 }
 
 /// The checkpoint's state, after checking that data and settings are those of then; or that of step 0.

@@ -168,6 +168,10 @@ fn clear(path: &Path) -> Result<()> {
 fn replace(path: &Path, text: &str) -> Result<()> {
     let partial = path.with_extension("partial");
     let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path));
+    if written.is_err() {
+        // Left there, it would make the directory one that is not empty and holds no run.
+        let _ = std::fs::remove_file(&partial);
+    }
     written.map_err(Error::io(path))
 }
 

@@ -7,17 +7,15 @@ use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::data::pack::PackCounts;
-use crate::data::split::Subset;
-use crate::data::token_set::TokenSet;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub;
 
 use super::checkpoint::{self, Interval, RunState, Snapshot};
-use super::evaluate::{EvalPlan, Evaluator, MASK_SEED};
+use super::evaluate::Evaluator;
 use super::loader::{Group, LastOfEpoch};
 use super::observer::{Event, Observer, StepDone};
 use super::plan::TrainPlan;
-use super::policy::{Action, Every, Moment, Place};
+use super::policy::{Action, Moment, Place};
 use super::records::{EvalRecord, Record, StepRecord};
 use super::run::{Ended, Summary};
 use super::run_dir::RunDir;
@@ -58,11 +56,13 @@ struct Began {
 }
 
 /// What a session takes over.
-pub struct Ready<B: Backend> {
+pub struct Ready<'a, B: Backend> {
     /// The token set's.
     pub tokenizer: Tokenizer,
     /// Model and moments as `state` has them.
     pub trainer: Trainer<B>,
+    /// What measures the model; none where that is never asked for.
+    pub evaluator: Option<Evaluator<'a, B>>,
     /// Where the run stands.
     pub state: RunState,
     /// Where it writes.
@@ -71,25 +71,15 @@ pub struct Ready<B: Backend> {
 
 impl<'a, B: Backend> Session<'a, B> {
     /// Makes ready to go on from `ready.state`.
-    pub fn new(
-        be: &'a B, plan: &'a TrainPlan, set: &'a TokenSet, ready: Ready<B>, observer: &'a mut dyn Observer,
-    ) -> Result<Self> {
-        let Ready { tokenizer, trainer, state, dir } = ready;
-        let evaluator = match plan.policy.evaluate {
-            Every::Never => None,
-            _ => {
-                let (task, batching) = (plan.task.clone(), plan.batching.clone());
-                let on = EvalPlan { task, batching, subset: Subset::Held, seed: MASK_SEED };
-                Some(Evaluator::new(be, &trainer.model, set, on)?)
-            }
-        };
+    pub fn new(be: &'a B, plan: &'a TrainPlan, ready: Ready<'a, B>, observer: &'a mut dyn Observer) -> Self {
+        let Ready { tokenizer, trainer, evaluator, state, dir } = ready;
         let began = Began {
             at: Instant::now(),
             seconds: state.seconds,
             tokens: state.tokens,
             train_seconds: state.train_seconds,
         };
-        Ok(Session {
+        Session {
             be,
             plan,
             tokenizer,
@@ -100,7 +90,7 @@ impl<'a, B: Backend> Session<'a, B> {
             observer,
             began,
             packing: Packing::Part(PackCounts::default()),
-        })
+        }
     }
 
     /// Makes the steps that are left.

@@ -67,6 +67,16 @@ impl Task {
         }
     }
 
+    /// Checks the numbers; errors name flags.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Task::Mlm { probability, .. } if !(*probability > 0.0 && *probability < 1.0) => {
+                Err(Error::Plan(format!("--mlm-probability {probability} is not between 0 and 1")))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Checks that a model's head is the one for this task.
     pub fn check_head(&self, head: Head) -> Result<()> {
         match (self, head) {

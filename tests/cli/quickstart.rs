@@ -54,6 +54,10 @@ fn leaves_everything_and_its_commands_do_the_same_by_hand() {
         let same = std::fs::read(dir.join(file)).unwrap() == std::fs::read(by_hand.join(file)).unwrap();
         assert!(same, "{file} differs from the one made by hand");
     }
+    for run in ["mlm", "classifier"] {
+        let settings = |dir: &Path| std::fs::read_to_string(dir.join(run).join("run.toml")).unwrap();
+        assert_eq!(settings(&dir).replace(arg(&dir), arg(&by_hand)), settings(&by_hand), "{run}/run.toml");
+    }
 
     // A second one needs another place, or leave to start over.
     quickstart(&dir, &[]).exits(2).says(&["--overwrite"]);

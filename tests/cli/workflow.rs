@@ -46,6 +46,14 @@ fn eval_gives_its_figures() {
     let (loss, perplexity) = (mlm["loss"].as_f64().unwrap(), mlm["perplexity"].as_f64().unwrap());
     assert!((loss.exp() / perplexity - 1.0).abs() < 1e-6, "{mlm}");
     assert!(perplexity > 1.0 && perplexity < 1e4, "{mlm}");
+    // A checkpoint knows the split of its run as the run itself does.
+    let tokens_of = |model: &std::path::Path| {
+        let eval = ["eval", "mlm", "--model", arg(model), "--data", arg(&t.tokens), "--json"];
+        handbert(eval).exits(0).json()["masked_tokens"].clone()
+    };
+    for model in [t.mlm.clone(), t.mlm.join("checkpoint-6")] {
+        assert_eq!(tokens_of(&model), mlm["masked_tokens"], "{}", model.display());
+    }
     let classifier = handbert(["eval", "classifier", "--model", arg(&t.classifier)].into_iter().chain(common));
     let json = classifier.exits(0).json();
     has_keys(&json, &["rows", "accuracy", "f1", "macro_f1", "roc_auc", "average_precision", "threshold"]);
@@ -75,6 +83,7 @@ fn train_prints_its_figures() {
     let json = run.exits(0).json();
     has_keys(&json, &["steps", "tokens", "seconds", "tokens_per_second", "loss"]);
     assert_eq!(json["steps"], 2);
+    assert!(json["best"]["value"].is_number(), "{json}");
 }
 
 #[test]

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use crate::cli::corpus::absolute;
+use crate::cli::figures::shell_word;
 use crate::data::synth::{IN_PERSON, REMOTE};
 use crate::model::Config;
 use crate::train::optimizer::AdamSettings;
@@ -121,16 +123,30 @@ impl Recipe {
         TrainPlan {
             length: Length::Steps(self.steps),
             policy: Policy { evaluate: Every::Steps(self.eval_steps()), save_total_limit: Some(1), ..self.policy() },
+            provenance: self.provenance("config", CONFIG),
             ..self.plan(Task::MLM, MLM, MLM_LEARNING_RATE)
         }
     }
 
     pub(super) fn classifier_plan(&self) -> TrainPlan {
+        let mut provenance = self.provenance("model", MLM);
+        provenance.insert("labels".to_owned(), self.labels().into());
         TrainPlan {
             length: Length::Epochs(CLASSIFIER_EPOCHS),
             policy: Policy { save_total_limit: Some(1), ..self.policy() },
+            provenance,
             ..self.plan(Task::CLASSIFIER, CLASSIFIER, CLASSIFIER_LEARNING_RATE)
         }
+    }
+
+    /// What `train` too would write into run.toml: `eval` and `predict` read the same columns as the training did.
+    fn provenance(&self, origin: &str, name: &str) -> toml::Table {
+        let place = |name: &str| absolute(&self.path(name));
+        toml::Table::from_iter([
+            (origin.to_owned(), place(name).into()),
+            ("data".to_owned(), vec![place(TOKENS)].into()),
+            ("text_columns".to_owned(), self.text_columns().into()),
+        ])
     }
 
     fn policy(&self) -> Policy {
@@ -158,7 +174,7 @@ impl Recipe {
 
     /// Each stage as commands, in order.
     pub(super) fn commands(&self) -> Commands {
-        let path = |name: &str| self.path(name).display().to_string();
+        let path = |name: &str| shell_word(&self.path(name));
         let seed = match self.seed {
             42 => String::new(),
             seed => format!(" --seed {seed}"),

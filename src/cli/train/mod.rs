@@ -13,7 +13,7 @@ use self::args::{ClassifierArgs, DataArgs, LABEL_COLUMN, MlmArgs};
 use self::origin::Origin;
 use self::progress::Progress;
 use super::corpus::{Corpus, Data, Earlier, Making, absolute, check_tokenizer};
-use super::figures::{grouped, one_line};
+use super::figures::{grouped, one_line, shell_word};
 use super::settings::overlay;
 use super::{Common, Outcome};
 use crate::backend::Backend;
@@ -63,7 +63,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
     if let Some(tokenizer) = &args.tokenizer {
         plan.provenance.insert("tokenizer".into(), model_name(tokenizer).into());
     }
-    let start = origin.start(&Wanted::Mlm, vocabulary(&corpus), seed)?;
+    let start = origin.start(&Wanted::Mlm, &corpus.set, seed)?;
     perform(&be, Command { name: "mlm", corpus: &corpus, plan: &plan, common }, start)
 }
 
@@ -98,7 +98,7 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     if let Data::Files(_) = data {
         plan.provenance.insert("label_column".into(), label_column.into());
     }
-    let start = origin.start(&Wanted::Classifier { labels }, vocabulary(&corpus), seed)?;
+    let start = origin.start(&Wanted::Classifier { labels }, &corpus.set, seed)?;
     perform(&be, Command { name: "classifier", corpus: &corpus, plan: &plan, common }, start)
 }
 
@@ -117,12 +117,16 @@ fn perform<B: Backend>(be: &B, command: Command<'_>, start: Start) -> Result<Out
     let summary = train::run(be, start, &corpus.set, plan, &mut progress)?;
     drop(progress);
     let device = be.describe();
-    report::write(&plan.out, &report::of_training(plan, &summary, &device))?;
-    let resume = format!("handbert train {name} --out {} --resume", plan.out.display());
+    let page = report::write(&plan.out, &report::of_training(plan, &summary, &device));
+    let resume = format!("handbert train {name} --out {} --resume", shell_word(&plan.out));
     let mut json = serde_json::to_value(&summary).context("summary")?;
     for eval in ["evaluation", "evaluation_before"] {
         // Points for pictures, not figures to read.
         json[eval].as_object_mut().map(|figures| figures.remove("curves"));
+    }
+    if let Some(best) = summary.best {
+        // A number here; a checkpoint keeps it as text, for its last bit.
+        json["best"]["value"] = best.value.into();
     }
     json["device"] = device.into();
     json["out"] = plan.out.display().to_string().into();
@@ -130,6 +134,8 @@ fn perform<B: Backend>(be: &B, command: Command<'_>, start: Start) -> Result<Out
         json["resume"] = resume.clone().into();
     }
     common.print(&json, &text(&summary, plan, &resume))?;
+    // The run is done whether or not there is room for a page about it.
+    page?;
     Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
 }
 
@@ -235,10 +241,6 @@ fn making<'a>(args: &DataArgs, place: &'a Path) -> Making<'a> {
         place,
         earlier: if args.resume { Earlier::Keep } else { Earlier::Replace },
     }
-}
-
-fn vocabulary(corpus: &Corpus) -> usize {
-    usize::try_from(corpus.set.meta().vocab_size).unwrap_or(usize::MAX)
 }
 
 /// The classes of the data, which must be those asked for.

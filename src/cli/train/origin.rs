@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::args::DataArgs;
 use crate::cli::corpus::absolute;
+use crate::data::token_set::TokenSet;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub::{self, Loaded, Wanted};
 use crate::model::{Config, Head, ParamTable};
@@ -72,12 +73,17 @@ impl Origin {
         Ok((fields["architectures"][0] == classifier && !labels.is_empty()).then_some(labels))
     }
 
-    /// The model's tokenizer, or the one named beside a configuration; `None` where there is none.
+    /// The model's tokenizer, or the one named beside a configuration; `None` where there is none. Ids of another
+    /// one would mean other tokens to a model. A checkpoint holds what was named when its run began.
     pub fn tokenizer(&self, named: Option<&str>) -> Result<Option<Tokenizer>> {
-        match (self.dir(), named) {
-            (_, Some(name)) => Ok(Some(Tokenizer::load(&hub::resolve(name)?)?)),
-            (Some(dir), None) => Ok(Some(Tokenizer::load(dir)?)),
-            (None, None) => Ok(None),
+        match (self, named) {
+            (Origin::Model { name, .. }, Some(_)) => {
+                bail!("--tokenizer is for --config; {name} has a tokenizer of its own")
+            }
+            (Origin::Model { dir, .. }, None) => Ok(Some(Tokenizer::load(dir)?)),
+            (Origin::Checkpoint(checkpoint), _) => Ok(Some(Tokenizer::load(&checkpoint.dir)?)),
+            (Origin::Config(_), Some(name)) => Ok(Some(Tokenizer::load(&hub::resolve(name)?)?)),
+            (Origin::Config(_), None) => Ok(None),
         }
     }
 
@@ -90,12 +96,12 @@ impl Origin {
         }
     }
 
-    /// The weights, with the head `wanted`; `seed` is that of fresh ones. A model from scratch gets as many
-    /// embeddings as there are `tokens` in the vocabulary.
-    pub fn start(self, wanted: &Wanted, tokens: usize, seed: u64) -> Result<Start> {
+    /// The weights, with the head `wanted`; `seed` is that of fresh ones. A model from scratch gets the vocabulary
+    /// size and the padding of the token set.
+    pub fn start(self, wanted: &Wanted, set: &TokenSet, seed: u64) -> Result<Start> {
         let (dir, name) = match self {
             Origin::Checkpoint(checkpoint) => return Ok(Start::from_checkpoint(*checkpoint)?),
-            Origin::Config(file) => return Ok(Start::fresh(from_scratch(&file, tokens, seed)?)),
+            Origin::Config(file) => return Ok(Start::fresh(from_scratch(&file, &set.tokenizer()?, seed)?)),
             Origin::Model { dir, name } => (dir, name),
         };
         let loaded = hub::load(&dir, wanted, seed)?;
@@ -117,7 +123,8 @@ impl Origin {
     }
 }
 
-fn from_scratch(file: &Path, tokens: usize, seed: u64) -> Result<Loaded> {
+fn from_scratch(file: &Path, tokenizer: &Tokenizer, seed: u64) -> Result<Loaded> {
+    let (tokens, padding) = (tokenizer.vocab_size(), tokenizer.special().pad);
     let config = Config { labels: Vec::new(), ..Config::read(file)? };
     if config.vocab_size != tokens {
         tracing::info!(
@@ -126,7 +133,14 @@ fn from_scratch(file: &Path, tokens: usize, seed: u64) -> Result<Loaded> {
             file.display()
         );
     }
-    let config = Config { vocab_size: tokens, ..config };
+    if config.pad_token_id != padding {
+        tracing::info!(
+            "pad_token_id is {padding}, the tokenizer's, and not {} as in {}",
+            config.pad_token_id,
+            file.display()
+        );
+    }
+    let config = Config { vocab_size: tokens, pad_token_id: padding, ..config };
     let table = ParamTable::new(&config, Head::Mlm);
     let values = table.initial_weights(&config, seed);
     let fresh = table.specs.iter().map(|spec| spec.hf_name.clone()).collect();

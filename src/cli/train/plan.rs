@@ -20,7 +20,7 @@ const DEFAULT_MLM_PROBABILITY: f64 = 0.15;
 
 /// The plan of `train mlm`; `seed` is the command line's or the default.
 pub fn mlm(args: &MlmArgs, config: &Config, seed: u64) -> Result<TrainPlan> {
-    let mut plan = base(masking_task(&args.masking), &args.data, &args.optimization, &args.policy, seed)?;
+    let mut plan = base(masking_task(&args.masking)?, &args.data, &args.optimization, &args.policy, seed)?;
     batching(&args.data, config, &mut plan.batching);
     plan.batching.packing = packing(&args.masking, config)?;
     plan.check(config)?;
@@ -41,9 +41,11 @@ pub fn classifier(args: &ClassifierArgs, config: &Config, seed: u64) -> Result<T
 }
 
 /// What is hidden.
-pub fn masking_task(args: &MaskingArgs) -> Task {
+pub fn masking_task(args: &MaskingArgs) -> Result<Task> {
     let unit = if args.whole_word == Some(true) { MaskUnit::WholeWord } else { MaskUnit::Token };
-    Task::Mlm { probability: args.mlm_probability.unwrap_or(DEFAULT_MLM_PROBABILITY), unit }
+    let task = Task::Mlm { probability: args.mlm_probability.unwrap_or(DEFAULT_MLM_PROBABILITY), unit };
+    task.check()?;
+    Ok(task)
 }
 
 /// Documents, or chunks of this length.

@@ -142,7 +142,11 @@ pub fn write(dir: &Path, data: &ReportData) -> Result<PathBuf, Error> {
     let page = page::html(data)?;
     let (path, partial) = (dir.join("report.html"), dir.join("report.html.partial"));
     let io = |source| Error::Io { path: path.clone(), source };
-    std::fs::write(&partial, page).map_err(io)?;
-    std::fs::rename(&partial, &path).map_err(io)?;
+    let written = std::fs::write(&partial, page).and_then(|()| std::fs::rename(&partial, &path));
+    if written.is_err() {
+        // What was written of it would only keep a full disk full.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written.map_err(io)?;
     Ok(path)
 }

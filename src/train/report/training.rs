@@ -4,11 +4,12 @@ use super::{Figure, Perplexity, ReportData, RunCurves, Table, curves};
 use crate::train::plan::TrainPlan;
 use crate::train::records::{ClassifierEval, EvalResult, MlmEval, Record};
 use crate::train::run::Summary;
+use crate::train::task::Task;
 
 /// What there is to show of a run: its curves, the figures of the model it kept, its settings.
 pub fn of_training(plan: &TrainPlan, summary: &Summary, device: &str) -> ReportData {
     let kept = kept(summary);
-    let is_mlm = matches!(kept, Some(EvalResult::Mlm(_)));
+    let is_mlm = matches!(plan.task, Task::Mlm { .. });
     let name =
         plan.out.file_name().map_or_else(|| plan.out.display().to_string(), |n| n.to_string_lossy().into_owned());
     ReportData {
@@ -39,12 +40,17 @@ pub fn settings(title: &str, plan: &TrainPlan) -> Table {
 
 /// The evaluation of the model that was kept: the best one's, else the last.
 fn kept(summary: &Summary) -> Option<&EvalResult> {
-    let best = summary.best?.step;
-    let of_best = summary.history.iter().rev().find_map(|record| match record {
-        Record::Eval(record) if record.step == best => Some(&record.eval),
-        _ => None,
+    let of_best = summary.best.and_then(|best| {
+        summary.history.iter().rev().find_map(|record| match record {
+            Record::Eval(record) if record.step == best.step => Some(&record.eval),
+            _ => None,
+        })
     });
-    of_best.or(summary.evaluation.as_ref())
+    match (of_best, &summary.evaluation) {
+        // metrics.jsonl leaves a classifier's curves out; of the last evaluation a checkpoint keeps them.
+        (Some(best), Some(last)) if best.loss() == last.loss() => Some(last),
+        (best, last) => best.or(last.as_ref()),
+    }
 }
 
 fn perplexity(eval: &MlmEval, summary: &Summary) -> Perplexity {
