@@ -45,6 +45,21 @@ impl Dropout {
         (65_536.0 / (65_536.0 - f64::from(self.threshold))) as f32
     }
 
+    /// Values whose 16 bits are below it are dropped.
+    pub fn threshold(&self) -> u16 {
+        self.threshold
+    }
+
+    /// Which place of the model.
+    pub fn site(&self) -> u32 {
+        self.site
+    }
+
+    /// Philox's key.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// The multipliers, 0 or [`Dropout::keep_scale`], of columns 8·block .. 8·block+8 of a packed row.
     #[inline(always)]
     pub fn keep8(&self, step: u32, row: u32, block: u32) -> [f32; 8] {

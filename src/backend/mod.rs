@@ -1,10 +1,12 @@
-//! How an op is computed. The model is written once over [`Backend`]; `cpu` implements it in f32.
+//! How an op is computed. The model is written once over [`Backend`]; `cpu` implements it in f32,
+//! `cuda` in bf16 with f32 sums.
 //!
 //! Rules that every implementation keeps:
 //!
 //! * Matrices are row-major. A [`Memory::Mat`] is allocated for a fixed number of rows, of one of
 //!   three kinds ([`Rows`]); how many of them are live is a property of the batch at hand. An op
-//!   reads and writes live rows only, and gives its outputs the live rows of its inputs.
+//!   reads and writes live rows only, and gives its outputs the live rows of its inputs. Matrices of one
+//!   kind that are in use together have the same number of live rows.
 //! * Gradients of parameters accumulate (`+=`); gradients of activations are written, or added
 //!   where the signature says [`Into::Add`].
 //! * A bias gradient is the column sum of the gradient of a linear layer's output. The op that
@@ -14,14 +16,27 @@
 //! * `keep(site, row, col)` in the formulas is 0 or 1 / (1 - drop_prob), see [`dropout::Dropout`].
 //!   The row is the matrix's own, the step the uploaded batch's.
 
+pub mod batch;
 pub mod cpu;
+pub mod cuda;
 pub mod dropout;
 mod error;
 pub mod layers;
+pub mod shape;
 
 pub use dropout::Dropout;
 pub use error::{Error, Result};
 pub use layers::{Embedding, Linear, Norm, Span, UpdateSpan, VocabProjection};
+
+/// What activations, and the weights that products read, are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// Four bytes.
+    F32,
+    /// Two bytes; sums, statistics, gradients and master weights are f32.
+    Bf16,
+}
 
 /// Which count says how many rows of a matrix are live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -155,21 +170,21 @@ pub trait Arena {
     fn stats(&mut self, rows: Rows, cols: usize) -> Self::Stats;
 }
 
-/// Adds up what an allocation would take, without making it.
-#[derive(Debug, Clone, Copy)]
+/// Writes down what an allocation would take, without making it.
+#[derive(Debug, Clone)]
 pub struct Planner {
     /// The capacities allocated for.
     pub capacity: Capacity,
-    /// Elements of the compute type.
-    pub mat_elements: usize,
-    /// Elements of f32 statistics.
-    pub stats_elements: usize,
+    /// Rows and columns of each matrix of activations.
+    pub mats: Vec<(Rows, usize)>,
+    /// Rows and columns of each matrix of f32 statistics.
+    pub stats: Vec<(Rows, usize)>,
 }
 
 impl Planner {
     /// A plan with nothing in it.
     pub fn new(capacity: Capacity) -> Self {
-        Planner { capacity, mat_elements: 0, stats_elements: 0 }
+        Planner { capacity, mats: Vec::new(), stats: Vec::new() }
     }
 }
 
@@ -177,10 +192,10 @@ impl Arena for Planner {
     type Mat = ();
     type Stats = ();
     fn mat(&mut self, rows: Rows, cols: usize) {
-        self.mat_elements += self.capacity.of(rows) * cols;
+        self.mats.push((rows, cols));
     }
     fn stats(&mut self, rows: Rows, cols: usize) {
-        self.stats_elements += self.capacity.of(rows) * cols;
+        self.stats.push((rows, cols));
     }
 }
 
@@ -198,12 +213,24 @@ pub trait Memory {
     type Batch;
     /// Running sums of the loss, on the device.
     type Tally;
+    /// What a tally held, on its way to the host.
+    type Receipt;
+    /// What the next update goes by.
+    type Hyper;
+    /// A sequence of ops that can be computed again.
+    type Recording;
     /// Where activations come from.
     type Arena: Arena<Mat = Self::Mat, Stats = Self::Stats>;
 
     /// One line for people: device, threads, compute type.
     fn describe(&self) -> String;
-    /// Reserves what `plan` added up.
+    /// Bytes that may still be allocated; `None` where nobody can say, as of a host's memory.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+    /// Of activations.
+    fn precision(&self) -> Precision;
+    /// Reserves what `plan` wrote down.
     fn arena(&self, plan: &Planner) -> Result<Self::Arena>;
     /// Room for batches up to `capacity`.
     fn batch(&self, capacity: Capacity) -> Result<Self::Batch>;
@@ -221,6 +248,8 @@ pub trait Memory {
     fn write_flat(&self, flat: &mut Self::Flat, values: &[f32]) -> Result<()>;
     /// Sets the buffer to zero.
     fn zero(&self, flat: &mut Self::Flat) -> Result<()>;
+    /// Overwrites a buffer with another of the same length, where they are.
+    fn copy(&self, from: &Self::Flat, to: &mut Self::Flat) -> Result<()>;
     /// Live rows of a matrix as f32, row-major.
     fn read_mat(&self, mat: &Self::Mat) -> Result<Vec<f32>>;
     /// Makes the first `rows` rows live and sets them to `values`, row-major. Rows beyond keep what they held.
@@ -230,8 +259,27 @@ pub trait Memory {
     fn read_stats(&self, stats: &Self::Stats) -> Result<Vec<f32>>;
     /// A tally of zeros.
     fn tally(&self) -> Result<Self::Tally>;
+    /// Sends the sums so far to the host, without waiting for them; they start again from zero.
+    fn post_tally(&self, tally: &mut Self::Tally) -> Result<Self::Receipt>;
+    /// Whether collecting would not wait.
+    fn is_ready(&self, receipt: &Self::Receipt) -> Result<bool>;
+    /// Waits for sums that were posted.
+    fn collect(&self, receipt: Self::Receipt) -> Result<Tally>;
     /// The sums so far; they start again from zero.
-    fn take_tally(&self, tally: &mut Self::Tally) -> Result<Tally>;
+    fn take_tally(&self, tally: &mut Self::Tally) -> Result<Tally> {
+        let receipt = self.post_tally(tally)?;
+        self.collect(receipt)
+    }
+    /// Room for hyperparameters.
+    fn hyper(&self) -> Result<Self::Hyper>;
+    /// Sets what updates go by from here on.
+    fn set_hyper(&self, hyper: &mut Self::Hyper, values: &AdamW) -> Result<()>;
+    /// Records the ops that `run` calls, which are not computed while it does; later ones will work on the batch and the
+    /// hyperparameters that are set by then. `None`, and `run` not called, where this backend does not record. Every op
+    /// must have been computed once before, on the same arguments.
+    fn record(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Option<Self::Recording>>;
+    /// Computes what was recorded.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
 }
 
 /// What the model allows in a batch.
@@ -358,7 +406,7 @@ pub trait Backend: Memory {
     /// A norm that is not finite leaves everything as it was.
     fn adamw(
         &self, w: &mut Self::Weights, grads: &Self::Flat, m: &mut Self::Flat, v: &mut Self::Flat, spans: &[UpdateSpan],
-        hyper: &AdamW, tally: &Self::Tally,
+        hyper: &Self::Hyper, tally: &Self::Tally,
     ) -> Result<()>;
 
     /// For each row of x [M, C], the `k` most probable tokens with their probabilities, best first.

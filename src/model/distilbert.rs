@@ -7,7 +7,7 @@ use super::mlm_head::{self, MlmHeadActs};
 use super::params::{HeadParams, ParamTable};
 use super::shapes::Mode;
 use super::{Error, Result};
-use crate::backend::{Arena, Backend, BatchLimits, BatchView, Capacity, Dropout, Planner};
+use crate::backend::{self, Arena, Backend, BatchLimits, BatchView, Capacity, Dropout, Planner};
 
 /// Which head a model has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub struct Activations<M, S> {
 }
 
 impl<M, S> Activations<M, S> {
-    /// Takes everything a pass needs from the arena; with a [`Planner`], adds up what it would take.
+    /// Takes everything a pass needs from the arena; with a [`Planner`], writes down what it would take.
     pub fn new(arena: &mut impl Arena<Mat = M, Stats = S>, config: &Config, head: Head, mode: Mode) -> Self {
         Activations {
             encoder: EncoderActs::new(arena, config, mode),
@@ -130,7 +130,7 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// Loss of the batch into the tally, without gradients.
-    pub fn loss(&self, be: &B, ws: &mut Workspace<B>) -> Result<()> {
+    pub fn loss(&self, be: &B, ws: &mut Workspace<B>) -> backend::Result<()> {
         self.forward(be, ws)?;
         let w = &self.weights;
         match (&self.table.head, &ws.acts.head) {
@@ -144,7 +144,7 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// Loss of the batch into the tally, gradients added to `grads`. The workspace is one for training.
-    pub fn loss_and_grads(&self, be: &B, ws: &mut Workspace<B>, grads: &mut B::Flat) -> Result<()> {
+    pub fn loss_and_grads(&self, be: &B, ws: &mut Workspace<B>, grads: &mut B::Flat) -> backend::Result<()> {
         self.forward(be, ws)?;
         let encoder = self.encoder(&ws.drop);
         let Activations { encoder: acts, head, scratch } = &mut ws.acts;
@@ -159,7 +159,7 @@ impl<B: Backend> DistilBert<B> {
             }
             _ => unreachable!("the workspace was made by this model"),
         }
-        Ok(encoder.backward(be, w, &ws.batch, acts, s, grads)?)
+        encoder.backward(be, w, &ws.batch, acts, s, grads)
     }
 
     /// The classifier's logits, row by row. [B, K]
@@ -192,7 +192,7 @@ impl<B: Backend> DistilBert<B> {
         Encoder { table: &self.table, heads: self.config.n_heads, drop }
     }
 
-    fn forward(&self, be: &B, ws: &mut Workspace<B>) -> Result<()> {
+    fn forward(&self, be: &B, ws: &mut Workspace<B>) -> backend::Result<()> {
         let w = &self.weights;
         self.encoder(&ws.drop).forward(be, w, &ws.batch, &mut ws.acts.encoder)?;
         let hidden = ws.acts.encoder.last_hidden(self.config.n_layers);

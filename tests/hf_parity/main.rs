@@ -87,7 +87,7 @@ fn ten_steps<B: Backend>(be: &B, name: &str) {
     model.config = without_dropout(&model.config);
     let mut ws = training(be, &model, 0);
     let [mut m, mut v] = [(); 2].map(|()| be.flat(model.table.flat_len).unwrap());
-    let mut grads = be.flat(model.table.flat_len).unwrap();
+    let (mut grads, mut hyper) = (be.flat(model.table.flat_len).unwrap(), be.hyper().unwrap());
     let (losses, norms) = (case.numbers("losses"), case.numbers("norms"));
     let (mut worst_loss, mut worst_norm) = (0.0f64, 0.0f64);
     for step in 0..case.batches() {
@@ -96,7 +96,8 @@ fn ten_steps<B: Backend>(be: &B, name: &str) {
         model.upload(be, &batch.view(&model.head, step as u32), &mut ws).unwrap();
         model.loss_and_grads(be, &mut ws, &mut grads).unwrap();
         be.grad_norm(&grads, &mut ws.tally).unwrap();
-        let (spans, hyper) = (model.table.update_spans(), case.adamw(step));
+        be.set_hyper(&mut hyper, &case.adamw(step)).unwrap();
+        let spans = model.table.update_spans();
         be.adamw(&mut model.weights, &grads, &mut m, &mut v, &spans, &hyper, &ws.tally).unwrap();
         let tally = be.take_tally(&mut ws.tally).unwrap();
         worst_loss = worst_loss.max((tally.loss / tally.weight / losses[step] - 1.0).abs());

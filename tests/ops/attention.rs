@@ -3,11 +3,11 @@
 use handbert::backend::{Backend, Capacity, Dropout, Result, Rows, Span};
 
 use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::attention::Attention;
-use crate::reference::{Scalar, add_rows, cast, widen};
+use crate::reference::{Scalar, add_rows, cast, stored, widen};
 
 struct Case {
     batch: TestBatch,
@@ -49,6 +49,10 @@ impl OpCase for Case {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.qkv, &mut self.d_ctx]
+    }
+
     fn terms(&self, output: &str) -> f64 {
         match output {
             "d_qkv" | "d_bias" => self.attention().largest_term(&widen(&self.qkv), &widen(&self.d_ctx)),
@@ -59,7 +63,7 @@ impl OpCase for Case {
     fn reference<T: Scalar>(&self) -> Outputs {
         let (attention, qkv) = (self.attention(), cast::<T>(&self.qkv));
         let (ctx, lse) = attention.forward(&qkv);
-        let d_qkv = attention.backward(&qkv, &cast(&self.d_ctx));
+        let d_qkv = stored(attention.backward(&qkv, &cast(&self.d_ctx)));
         let mut d_bias = self.params.grad(self.bias);
         add_rows(&d_qkv, &mut d_bias);
         vec![("ctx", widen(&ctx)), ("lse", widen(&lse)), ("d_qkv", widen(&d_qkv)), ("d_bias", widen(&d_bias))]
@@ -83,18 +87,28 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     let drop = Dropout::new(0.1, 2, 7);
     for lengths in LENGTHS {
-        check(be, &case(lengths, 2, 64, drop, 1.0));
+        check(be, case(lengths, 2, 64, drop, 1.0));
     }
     for (heads, head_size) in [(4, 32), (1, 128), (3, 128), (6, 64), (2, 32)] {
-        check(be, &case(&[0, 50, 7, 33, 1, 22], heads, head_size, Dropout::NONE, 1.0));
-        check(be, &case(&[113], heads, head_size, drop, 1.0));
+        check(be, case(&[0, 50, 7, 33, 1, 22], heads, head_size, Dropout::NONE, 1.0));
+        check(be, case(&[113], heads, head_size, drop, 1.0));
     }
-    check(be, &case(&[200, 17, 1, 128, 165], 2, 32, Dropout::NONE, 1.0));
-    check(be, &case(&[30, 41], 12, 64, drop, 1.0));
+    check(be, case(&[200, 17, 1, 128, 165], 2, 32, Dropout::NONE, 1.0));
+    check(be, case(&[30, 41], 12, 64, drop, 1.0));
     // Scores of hundreds: a softmax that does not subtract the largest overflows.
-    check(be, &case(&[70, 20], 2, 64, drop, 8.0));
-    check_after(be, &case(&[200, 17, 1, 128], 2, 64, drop, 1.0), &case(&[3, 8, 0], 2, 64, drop, 1.0));
+    check(be, case(&[70, 20], 2, 64, drop, 8.0));
+    // Two sequences of an odd number of tiles next to each other.
+    check(be, case(&[50, 40], 2, 64, drop, 1.0));
+    // All scores far below zero: a key beyond the end, at zero, would take all.
+    let mut negative = case(&[70, 3], 2, 64, Dropout::NONE, 8.0);
+    let width = negative.width;
+    for row in negative.qkv.chunks_mut(3 * width) {
+        row[..width].iter_mut().for_each(|q| *q = q.abs());
+        row[width..2 * width].iter_mut().for_each(|k| *k = -k.abs());
+    }
+    check(be, negative);
+    check_after(be, case(&[200, 17, 1, 128], 2, 64, drop, 1.0), case(&[3, 8, 0], 2, 64, drop, 1.0));
 }

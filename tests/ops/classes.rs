@@ -3,12 +3,12 @@
 use handbert::backend::{Backend, Capacity, Dropout, LossGrads, Result, Rows, Span};
 
 use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::rows::{relu_dropout, relu_dropout_backward};
-use crate::reference::{Scalar, add_rows, cast, keep, widen};
+use crate::reference::{Scalar, add_rows, cast, keep, stored, widen};
 
 struct Relu {
     batch: TestBatch,
@@ -42,13 +42,17 @@ impl OpCase for Relu {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.x, &mut self.d]
+    }
+
     fn reference<T: Scalar>(&self) -> Outputs {
         let keep = keep::<T>(&self.drop, self.batch.step, self.batch.sequences(), self.width);
         let x = cast(&self.x);
-        let d = relu_dropout_backward(&x, &keep, &cast(&self.d));
+        let d = stored(relu_dropout_backward(&x, &keep, &cast(&self.d)));
         let mut d_bias = self.params.grad(self.bias);
         add_rows(&d, &mut d_bias);
-        vec![("y", widen(&relu_dropout(&x, &keep))), ("d", widen(&d)), ("d_bias", widen(&d_bias))]
+        vec![("y", widen(&stored(relu_dropout(&x, &keep)))), ("d", widen(&d)), ("d_bias", widen(&d_bias))]
     }
 
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
@@ -159,20 +163,20 @@ impl OpCase for Loss {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     let drop = Dropout::new(0.2, 1, 7);
     for lengths in LENGTHS {
-        check(be, &relu(lengths, 128, drop));
-        check(be, &relu(lengths, 64, Dropout::NONE));
-        check(be, &loss(lengths, 2, Labels::Plain, 1.0));
-        check(be, &loss(lengths, 5, Labels::Weighted, 1.0));
+        check(be, relu(lengths, 128, drop));
+        check(be, relu(lengths, 64, Dropout::NONE));
+        check(be, loss(lengths, 2, Labels::Plain, 1.0));
+        check(be, loss(lengths, 5, Labels::Weighted, 1.0));
     }
-    check(be, &relu(&[1; 113], 384, drop));
-    check(be, &relu(&[2; 57], 768, drop));
-    check(be, &loss(&[1; 113], 3, Labels::Weighted, 1.0));
-    check(be, &loss(&[4; 31], 2, Labels::NoneGiven, 1.0));
+    check(be, relu(&[1; 113], 384, drop));
+    check(be, relu(&[2; 57], 768, drop));
+    check(be, loss(&[1; 113], 3, Labels::Weighted, 1.0));
+    check(be, loss(&[4; 31], 2, Labels::NoneGiven, 1.0));
     // Logits of hundreds overflow an exponential that is not shifted.
-    check(be, &loss(&[4; 31], 17, Labels::Plain, 200.0));
-    check_after(be, &relu(&[1; 40], 64, drop), &relu(&[3, 2], 64, drop));
-    check_after(be, &loss(&[1; 40], 2, Labels::Weighted, 1.0), &loss(&[3, 2], 2, Labels::Plain, 1.0));
+    check(be, loss(&[4; 31], 17, Labels::Plain, 200.0));
+    check_after(be, relu(&[1; 40], 64, drop), relu(&[3, 2], 64, drop));
+    check_after(be, loss(&[1; 40], 2, Labels::Weighted, 1.0), loss(&[3, 2], 2, Labels::Plain, 1.0));
 }

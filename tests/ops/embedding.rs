@@ -3,12 +3,12 @@
 use handbert::backend::{Backend, Capacity, Dropout, Embedding, Result, Rows};
 
 use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after, mean_and_rstd};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after, mean_and_rstd};
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::embedding::{look_up, look_up_backward};
 use crate::reference::layernorm::{layernorm, layernorm_backward};
-use crate::reference::{Scalar, cast, hadamard, keep, widen};
+use crate::reference::{Scalar, cast, hadamard, keep, stored, widen};
 
 struct Case {
     batch: TestBatch,
@@ -46,6 +46,10 @@ impl OpCase for Case {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.params.values, &mut self.d_y]
+    }
+
     fn reference<T: Scalar>(&self) -> Outputs {
         let (p, layer, batch) = (&self.params, &self.layer, self.batch.view());
         let keep = keep::<T>(&self.drop, batch.step, batch.ids.len(), layer.width);
@@ -55,9 +59,9 @@ impl OpCase for Case {
         let [mut d_word, mut d_position, mut d_gamma, mut d_beta] =
             [layer.word, layer.position, layer.norm.gamma, layer.norm.beta].map(|span| p.grad(span));
         let d_n = hadamard(&cast(&self.d_y), &keep);
-        let d_x = layernorm_backward(&d_n, &x, &stats, &gamma, &mut d_gamma, &mut d_beta);
+        let d_x = stored(layernorm_backward(&d_n, &x, &stats, &gamma, &mut d_gamma, &mut d_beta));
         look_up_backward(&batch, &d_x, layer.padding_idx, layer.width, &mut d_word, &mut d_position);
-        let mut outputs = vec![("y", widen(&hadamard(&y, &keep)))];
+        let mut outputs = vec![("y", widen(&stored(hadamard(&y, &keep))))];
         outputs.extend(mean_and_rstd(&widen(&stats)));
         outputs.extend([("d_word", widen(&d_word)), ("d_position", widen(&d_position))]);
         outputs.extend([("d_gamma", widen(&d_gamma)), ("d_beta", widen(&d_beta))]);
@@ -87,15 +91,15 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     for lengths in LENGTHS {
-        check(be, &case(lengths, 128, 1000, Dropout::NONE));
-        check(be, &case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
+        check(be, case(lengths, 128, 1000, Dropout::NONE));
+        check(be, case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
     }
-    check(be, &case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
+    check(be, case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
     let mut without_padding = case(&[40], 64, 1000, Dropout::NONE);
     without_padding.layer.padding_idx = None;
-    check(be, &without_padding);
+    check(be, without_padding);
     let drop = Dropout::new(0.1, 0, 7);
-    check_after(be, &case(&[200, 17, 1, 128], 128, 1000, drop), &case(&[3, 8], 128, 1000, drop));
+    check_after(be, case(&[200, 17, 1, 128], 128, 1000, drop), case(&[3, 8], 128, 1000, drop));
 }

@@ -2,13 +2,13 @@
 
 use handbert::backend::{Backend, Capacity, Linear, Result, Rows};
 
-use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
 use crate::linear::rows_only;
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::gelu::{gelu, gelu_backward};
 use crate::reference::linear::{linear, linear_backward};
-use crate::reference::{Scalar, add_rows, cast, widen};
+use crate::reference::{Scalar, add_rows, cast, stored, widen};
 
 /// Two linear layers with a GELU between them, as in a block's feed-forward.
 struct Case {
@@ -50,17 +50,21 @@ impl OpCase for Case {
         rows_only(self.live)
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.params.values, &mut self.x, &mut self.d_y, &mut self.d_act]
+    }
+
     fn reference<T: Scalar>(&self) -> Outputs {
         let p = &self.params;
-        let pre = linear(&cast::<T>(&self.x), &p.get(self.first.weight), &p.get(self.first.bias));
-        let act: Vec<T> = pre.iter().map(|&x| gelu(x)).collect();
+        let pre = stored(linear(&cast::<T>(&self.x), &p.get(self.first.weight), &p.get(self.first.bias)));
+        let act: Vec<T> = stored(pre.iter().map(|&x| gelu(x)).collect());
         let (mut d_weight, mut d_bias) = (p.grad(self.second.weight), p.grad(self.first.bias));
         let (d_y, inputs) = (cast(&self.d_y), self.second.inputs);
         let d_act = linear_backward(&d_y, &act, &p.get(self.second.weight), inputs, &mut d_weight);
-        let d_pre = gelu_backward(&pre, &d_act);
+        let d_pre = stored(gelu_backward(&pre, &d_act));
         add_rows(&d_pre, &mut d_bias);
         let mut d_bias_alone = p.grad(self.first.bias);
-        let d_alone = gelu_backward(&pre, &cast(&self.d_act));
+        let d_alone = stored(gelu_backward(&pre, &cast(&self.d_act)));
         add_rows(&d_alone, &mut d_bias_alone);
         vec![
             ("pre", widen(&pre)),
@@ -92,13 +96,13 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     for live in [0, 1, 3, 113] {
-        check(be, &case(live, 64, 256, Rows::Tokens, 1.0));
+        check(be, case(live, 64, 256, Rows::Tokens, 1.0));
     }
-    check(be, &case(511, 64, 128, Rows::Tokens, 1.0));
-    check(be, &case(512, 128, 384, Rows::Tokens, 1.0));
-    check(be, &case(50, 64, 256, Rows::Tokens, 10.0));
-    check(be, &case(77, 128, 128, Rows::Masked, 1.0));
-    check_after(be, &case(300, 64, 256, Rows::Tokens, 1.0), &case(5, 64, 256, Rows::Tokens, 1.0));
+    check(be, case(511, 64, 128, Rows::Tokens, 1.0));
+    check(be, case(512, 128, 384, Rows::Tokens, 1.0));
+    check(be, case(50, 64, 256, Rows::Tokens, 10.0));
+    check(be, case(77, 128, 128, Rows::Masked, 1.0));
+    check_after(be, case(300, 64, 256, Rows::Tokens, 1.0), case(5, 64, 256, Rows::Tokens, 1.0));
 }

@@ -3,11 +3,11 @@
 use handbert::backend::{Backend, Capacity, Dropout, Norm, Result, Rows, Span};
 
 use crate::batches::{LENGTHS, Masks, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after, mean_and_rstd};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after, mean_and_rstd};
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
-use crate::reference::{Scalar, add_rows, cast, hadamard, keep, widen};
+use crate::reference::{Scalar, add_rows, cast, hadamard, keep, stored, widen};
 
 /// How the op is called; the model uses it in more than one way.
 #[derive(Debug, Clone, Copy)]
@@ -93,17 +93,22 @@ impl OpCase for Case {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.params.values, &mut self.branch, &mut self.residual, &mut self.d_y]
+    }
+
     fn reference<T: Scalar>(&self) -> Outputs {
         let p = &self.params;
         let keep = keep::<T>(&self.how.drop, self.batch.step, self.live, self.width);
         let residual = (self.how.residual == Residual::Added).then(|| cast::<T>(&self.residual));
-        let sum = residual_sum(&cast(&self.branch), residual.as_deref(), &keep);
+        let sum = stored(residual_sum(&cast(&self.branch), residual.as_deref(), &keep));
         let gamma = p.get(self.norm.gamma);
         let (y, stats) = layernorm(&sum, &gamma, &p.get(self.norm.beta), T::of(f64::from(self.norm.epsilon)));
         let [mut d_gamma, mut d_beta, mut d_bias] =
             [self.norm.gamma, self.norm.beta, self.bias].map(|span| p.grad::<T>(span));
         let d_sum = layernorm_backward(&cast(&self.d_y), &sum, &stats, &gamma, &mut d_gamma, &mut d_beta);
-        let d_branch = hadamard(&keep, &d_sum);
+        let (y, d_branch) = (stored(y), stored(hadamard(&keep, &d_sum)));
+        let d_sum = stored(d_sum);
         add_rows(&d_branch, &mut d_bias);
         let mut outputs = vec![("sum", widen(&sum)), ("y", widen(&y)), ("d_sum", widen(&d_sum))];
         outputs.splice(1..1, mean_and_rstd(&widen(&stats)));
@@ -158,7 +163,7 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     let dropping = Use {
         rows: Rows::Tokens,
         residual: Residual::Added,
@@ -169,20 +174,20 @@ pub fn suite<B: Backend + Sync>(be: &B) {
     let attention = Use { d_branch: DBranch::BiasOnly, drop: Dropout::NONE, ..dropping };
     let mlm_head = Use { rows: Rows::Masked, residual: Residual::Absent, d_branch: DBranch::Neither, ..attention };
     for lengths in LENGTHS {
-        check(be, &case(lengths, 128, dropping));
-        check(be, &case(lengths, 64, attention));
-        check(be, &case(lengths, 64, mlm_head));
+        check(be, case(lengths, 128, dropping));
+        check(be, case(lengths, 64, attention));
+        check(be, case(lengths, 64, mlm_head));
     }
-    check(be, &case(&[50, 63], 384, dropping));
-    check(be, &case(&[50, 63], 768, dropping));
-    check(be, &case(&[50, 63], 768, mlm_head));
+    check(be, case(&[50, 63], 384, dropping));
+    check(be, case(&[50, 63], 768, dropping));
+    check(be, case(&[50, 63], 768, mlm_head));
     for d_branch in [DBranch::BiasOnly, DBranch::MatrixOnly, DBranch::Neither] {
-        check(be, &case(&[20, 13], 128, Use { d_branch, ..dropping }));
+        check(be, case(&[20, 13], 128, Use { d_branch, ..dropping }));
     }
-    check(be, &case(&[1; 9], 64, Use { rows: Rows::Sequences, drop: Dropout::NONE, ..dropping }));
-    check(be, &case(&[20, 13], 128, Use { residual: Residual::Absent, ..dropping }));
-    check(be, &case(&[20, 13], 128, dropping).shifted(1000.0));
-    check(be, &case(&[3], 128, attention).zero());
-    check_after(be, &case(&[200, 17, 1, 128], 128, dropping), &case(&[3, 8], 128, dropping));
-    check_after(be, &case(&[200, 17, 1, 128], 128, mlm_head), &case(&[3, 8], 128, mlm_head));
+    check(be, case(&[1; 9], 64, Use { rows: Rows::Sequences, drop: Dropout::NONE, ..dropping }));
+    check(be, case(&[20, 13], 128, Use { residual: Residual::Absent, ..dropping }));
+    check(be, case(&[20, 13], 128, dropping).shifted(1000.0));
+    check(be, case(&[3], 128, attention).zero());
+    check_after(be, case(&[200, 17, 1, 128], 128, dropping), case(&[3, 8], 128, dropping));
+    check_after(be, case(&[200, 17, 1, 128], 128, mlm_head), case(&[3, 8], 128, mlm_head));
 }

@@ -1,13 +1,19 @@
 //! Every op of the `Backend` trait against the f64 oracle: one suite, stamped for each backend.
 //!
 //! A family's file holds its cases: how the op is run on a backend, and how the oracle computes the same. `harness::check`
-//! compares the two and asks for equal bits from two runs, from one, two and three threads, and
-//! from memory that an earlier batch has used. `HANDBERT_RATIOS=1 cargo test --test ops -- --nocapture` prints each error.
+//! compares the two and asks for equal bits from two runs, from one, two and three threads (or orders of a simulated GPU's
+//! threads), and from memory that an earlier batch has used. `HANDBERT_RATIOS=1 cargo test --test ops -- --nocapture` prints
+//! each error.
 
 #[path = "../support/random.rs"]
 mod random;
 #[path = "../support/reference/mod.rs"]
 mod reference;
+#[path = "../support/sim_device.rs"]
+mod sim_device;
+#[path = "../support/simulator.rs"]
+#[allow(dead_code)] // The simulator's own tests use the rest.
+mod simulator;
 #[path = "../support/tolerance.rs"]
 mod tolerance;
 
@@ -41,10 +47,13 @@ macro_rules! stamp {
         $(
             #[test]
             fn $family() {
-                super::$family::suite(&$backend);
+                if let Some(backend) = $backend {
+                    super::$family::suite(&backend);
+                }
             }
         )*
     };
 }
 
-stamp!(cpu, handbert::backend::cpu::Cpu::new());
+stamp!(cpu, Some(handbert::backend::cpu::Cpu::new()));
+stamp!(cuda, super::sim_device::backend());

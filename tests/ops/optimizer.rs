@@ -2,7 +2,7 @@
 
 use handbert::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
 
-use crate::harness::{OpCase, Outputs, Room, check, widen};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, widen};
 use crate::linear::rows_only;
 use crate::random::Random;
 use crate::reference::optimizer::{State, adamw, grad_norm};
@@ -39,6 +39,9 @@ impl OpCase for Norm {
         be.grad_norm(&flat, &mut tally)?;
         let norm = be.take_tally(&mut tally)?.grad_norm;
         assert_eq!(be.take_tally(&mut tally)?, Tally::default());
+        let mut copied = be.flat(self.grads.len())?;
+        be.copy(&flat, &mut copied)?;
+        assert_eq!(be.read_flat(&copied)?, self.grads);
         be.zero(&mut flat)?;
         be.grad_norm(&flat, &mut tally)?;
         assert_eq!(be.take_tally(&mut tally)?.grad_norm, 0.0);
@@ -119,10 +122,11 @@ impl OpCase for Updates {
             Result::Ok(flat)
         };
         let (mut m, mut v, mut grads) = (flat(&self.m)?, flat(&self.v)?, be.flat(self.w.len())?);
+        let mut hyper = be.hyper()?;
         for (i, values) in self.grads.iter().enumerate() {
             be.write_flat(&mut grads, values)?;
             be.grad_norm(&grads, &mut tally)?;
-            let hyper = AdamW { step: self.hyper.step + i as u32, ..self.hyper };
+            be.set_hyper(&mut hyper, &AdamW { step: self.hyper.step + i as u32, ..self.hyper })?;
             be.adamw(&mut w, &grads, &mut m, &mut v, &self.spans, &hyper, &tally)?;
         }
         let within = |name: &'static str, values: Vec<f32>| {
@@ -147,7 +151,9 @@ fn refuses_what_is_not_finite<B: Backend>(be: &B, poison: f32, max_norm: f32) {
         values[case.spans[1].span.offset + 3] = poison;
         be.write_flat(&mut grads, &values)?;
         be.grad_norm(&grads, &mut tally)?;
-        be.adamw(&mut w, &grads, &mut m, &mut v, &case.spans, &AdamW { max_norm, ..HYPER }, &tally)?;
+        let mut hyper = be.hyper()?;
+        be.set_hyper(&mut hyper, &AdamW { max_norm, ..HYPER })?;
+        be.adamw(&mut w, &grads, &mut m, &mut v, &case.spans, &hyper, &tally)?;
         let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
         assert_eq!(bits(&be.read_weights(&w)?), bits(&case.w), "weights after a gradient of {poison}");
         assert_eq!(bits(&be.read_flat(&m)?), bits(&case.m), "first moment after a gradient of {poison}");
@@ -158,17 +164,17 @@ fn refuses_what_is_not_finite<B: Backend>(be: &B, poison: f32, max_norm: f32) {
     run().unwrap_or_else(|e| panic!("adamw with a gradient of {poison}: {e}"));
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     let mut random = Random::new(1);
     for len in [1, 3, 64, 1000, 200_003] {
-        check(be, &Norm { grads: random.normals(len, 0.1) });
+        check(be, Norm { grads: random.normals(len, 0.1) });
     }
     let lens = [64, 1, 130, 5, 40_000, 768];
     // A norm of about 200 is clipped to 1; one of about 0.02 is not.
-    check(be, &updates(&lens, HYPER, 1.0));
-    check(be, &updates(&lens, HYPER, 1e-4));
-    check(be, &updates(&lens, AdamW { max_norm: 0.0, ..HYPER }, 1.0));
-    check(be, &updates(&lens, AdamW { step: 1000, weight_decay: 0.0, ..HYPER }, 1.0));
+    check(be, updates(&lens, HYPER, 1.0));
+    check(be, updates(&lens, HYPER, 1e-4));
+    check(be, updates(&lens, AdamW { max_norm: 0.0, ..HYPER }, 1.0));
+    check(be, updates(&lens, AdamW { step: 1000, weight_decay: 0.0, ..HYPER }, 1.0));
     for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for max_norm in [1.0, 0.0] {
             refuses_what_is_not_finite(be, poison, max_norm);

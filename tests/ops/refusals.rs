@@ -6,7 +6,7 @@ use handbert::backend::{
 };
 
 use crate::batches::{Masks, TestBatch};
-use crate::harness::Room;
+use crate::harness::{Room, Tested};
 use crate::params::Params;
 use crate::random::Random;
 
@@ -87,12 +87,12 @@ fn refuses<T>(what: &str, result: Result<T>) {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     let batch = batch();
     let mut counts = batch.counts();
     // Room for more rows than the batch has, so that too many live rows are possible.
     (counts.tokens, counts.sequences, counts.masked) = (12, 5, 6);
-    let mut room = Room::new(be, counts);
+    let mut room = Room::new(be, counts, batch.counts());
     let mut f = fixture(&mut room, &batch).expect("a fixture");
     matrices(&mut room).expect("write_mat");
     linear_family(&room, &mut f).expect("matrices");
@@ -115,6 +115,7 @@ fn matrices<B: Backend>(room: &mut Room<'_, B>) -> Result<()> {
     refuses("write_mat of too many values", be.write_mat(&mut mat, 2, &[0.0; 9]));
     let mut flat = be.flat(10)?;
     refuses("write_flat of another length", be.write_flat(&mut flat, &[0.0; 9]));
+    refuses("copy of another length", be.copy(&be.flat(9)?, &mut flat));
     Ok(())
 }
 
@@ -282,7 +283,7 @@ fn losses<B: Backend>(room: &Room<'_, B>, f: &mut Fixture<B>) -> Result<()> {
 fn optimizer<B: Backend>(be: &B, f: &mut Fixture<B>) -> Result<()> {
     let len = be.read_flat(&f.grads)?.len();
     let (mut m, mut v, mut short) = (be.flat(len)?, be.flat(len)?, be.flat(len - 1)?);
-    let hyper = AdamW {
+    let values = AdamW {
         learning_rate: 1e-3,
         beta1: 0.9,
         beta2: 0.999,
@@ -291,6 +292,8 @@ fn optimizer<B: Backend>(be: &B, f: &mut Fixture<B>) -> Result<()> {
         max_norm: 1.0,
         step: 1,
     };
+    let mut hyper = be.hyper()?;
+    be.set_hyper(&mut hyper, &values)?;
     be.zero(&mut f.grads)?;
     be.grad_norm(&f.grads, &mut f.tally)?;
     let good = [UpdateSpan { span: f.linear.weight, decay: true }];

@@ -3,7 +3,7 @@
 use handbert::backend::{Backend, Capacity, Pick, Result, Rows};
 
 use crate::batches::{LENGTHS, Masks, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
 use crate::random::Random;
 use crate::reference::rows::{gather, picked, scatter};
 use crate::reference::{Scalar, cast, widen};
@@ -33,6 +33,10 @@ impl OpCase for Case {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.x, &mut self.d_y]
+    }
+
     fn reference<T: Scalar>(&self) -> Outputs {
         let rows = picked(&self.batch.view(), self.pick);
         let y = gather::<T>(&cast(&self.x), &rows, self.width);
@@ -56,17 +60,17 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     for lengths in LENGTHS {
         for masks in [Masks::None, Masks::Some, Masks::All] {
-            check(be, &case(lengths, 64, Pick::Masked, masks));
+            check(be, case(lengths, 64, Pick::Masked, masks));
         }
         if lengths.iter().all(|&n| n > 0) {
-            check(be, &case(lengths, 128, Pick::First, Masks::None));
+            check(be, case(lengths, 128, Pick::First, Masks::None));
         }
     }
-    check(be, &case(&[20, 30], 384, Pick::First, Masks::Some));
+    check(be, case(&[20, 30], 384, Pick::First, Masks::Some));
     let (big, small) = (&[200, 17, 1, 128], &[3, 8]);
-    check_after(be, &case(big, 64, Pick::Masked, Masks::All), &case(small, 64, Pick::Masked, Masks::Some));
-    check_after(be, &case(big, 64, Pick::First, Masks::All), &case(small, 64, Pick::First, Masks::Some));
+    check_after(be, case(big, 64, Pick::Masked, Masks::All), case(small, 64, Pick::Masked, Masks::Some));
+    check_after(be, case(big, 64, Pick::First, Masks::All), case(small, 64, Pick::First, Masks::Some));
 }

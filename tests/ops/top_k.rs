@@ -2,7 +2,7 @@
 
 use handbert::backend::{Backend, Capacity, Result, Rows, VocabProjection};
 
-use crate::harness::{OpCase, Outputs, Room, check};
+use crate::harness::{OpCase, Outputs, Room, Tested, check};
 use crate::linear::rows_only;
 use crate::params::Params;
 use crate::random::Random;
@@ -50,6 +50,10 @@ impl OpCase for Case {
         rows_only(self.live)
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.params.values, &mut self.x]
+    }
+
     fn terms(&self, output: &str) -> f64 {
         match output {
             "probabilities" => largest_logit(&self.params, &self.layer, &self.x),
@@ -70,11 +74,11 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     for live in [0, 1, 3, 113] {
-        check(be, &case(live, 64, 1000, 5));
+        check(be, case(live, 64, 1000, 5));
     }
-    check(be, &case(4, 128, 30_522, 10));
-    check(be, &case(3, 64, 7, 1));
-    check(be, &case(3, 64, 7, 7));
+    check(be, case(4, 128, 30_522, 10));
+    check(be, case(3, 64, 7, 1));
+    check(be, case(3, 64, 7, 7));
 }

@@ -3,12 +3,12 @@
 use handbert::backend::{Backend, Capacity, LossGrads, Result, Rows, VocabProjection};
 
 use crate::batches::{LENGTHS, Masks, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, check, check_after};
+use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
 use crate::params::Params;
 use crate::random::Random;
 use crate::reference::cross_entropy::cross_entropy;
 use crate::reference::linear::{linear, linear_backward};
-use crate::reference::{Scalar, add_rows, cast, widen};
+use crate::reference::{Scalar, add_rows, cast, stored, widen};
 
 struct Case {
     batch: TestBatch,
@@ -55,6 +55,10 @@ impl OpCase for Case {
         self.batch.counts()
     }
 
+    fn inputs(&mut self) -> Vec<&mut [f32]> {
+        vec![&mut self.params.values, &mut self.x]
+    }
+
     fn terms(&self, output: &str) -> f64 {
         match output {
             "loss" => largest_logit(&self.params, &self.layer, &self.x),
@@ -65,12 +69,13 @@ impl OpCase for Case {
     fn reference<T: Scalar>(&self) -> Outputs {
         let (p, layer, x) = (&self.params, &self.layer, cast::<T>(&self.x));
         let weight = p.get(layer.weight);
-        let logits = linear(&x, &weight, &p.get(layer.bias));
+        let logits = stored(linear(&x, &weight, &p.get(layer.bias)));
         let labels: Vec<i32> = self.batch.targets.iter().map(|&t| t as i32).collect();
         let scale = T::of(f64::from(self.batch.loss_scale));
-        let ce = cross_entropy(&logits, &labels, &vec![T::of(1.0); labels.len()], scale);
+        let mut ce = cross_entropy(&logits, &labels, &vec![T::of(1.0); labels.len()], scale);
+        ce.d_logits = stored(ce.d_logits);
         let (mut d_weight, mut d_bias) = (p.grad(layer.weight), p.grad(layer.bias));
-        let d_x = linear_backward(&ce.d_logits, &x, &weight, layer.width, &mut d_weight);
+        let d_x = stored(linear_backward(&ce.d_logits, &x, &weight, layer.width, &mut d_weight));
         add_rows(&ce.d_logits, &mut d_bias);
         vec![
             ("loss", vec![ce.loss.to_f64()]),
@@ -113,17 +118,17 @@ impl OpCase for Case {
     }
 }
 
-pub fn suite<B: Backend + Sync>(be: &B) {
+pub fn suite<B: Tested>(be: &B) {
     for lengths in LENGTHS {
-        check(be, &case(lengths, 64, 1000, Masks::Some, 1.0));
+        check(be, case(lengths, 64, 1000, Masks::Some, 1.0));
     }
     for masks in [Masks::None, Masks::Some, Masks::All] {
-        check(be, &case(&[60, 53], 128, 1000, masks, 1.0));
+        check(be, case(&[60, 53], 128, 1000, masks, 1.0));
     }
     // More rows than one chunk of logits is likely to hold.
-    check(be, &case(&[512, 301], 64, 1000, Masks::All, 1.0));
-    check(be, &case(&[11], 128, 30_522, Masks::All, 1.0));
-    check(be, &case(&[40], 128, 1000, Masks::All, 30.0));
+    check(be, case(&[512, 301], 64, 1000, Masks::All, 1.0));
+    check(be, case(&[11], 128, 30_522, Masks::All, 1.0));
+    check(be, case(&[40], 128, 1000, Masks::All, 30.0));
     let big = case(&[200, 17, 1, 128], 64, 1000, Masks::All, 1.0);
-    check_after(be, &big, &case(&[3, 8], 64, 1000, Masks::Some, 1.0));
+    check_after(be, big, case(&[3, 8], 64, 1000, Masks::Some, 1.0));
 }

@@ -13,6 +13,16 @@
 /// See above.
 pub const ULPS: f64 = 4.0;
 
+/// What an output is stored in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Unit {
+    /// f32.
+    F32,
+    /// bf16, from f32 arithmetic: beside the [`ULPS`] of f32, half a unit of bf16, since arithmetic that differs in an ulp
+    /// of f32 may round to the other side.
+    Bf16,
+}
+
 /// The worst element of an output, and what it was measured against.
 #[derive(Debug, Clone, Copy)]
 pub struct Verdict {
@@ -34,22 +44,27 @@ fn worst(got: &[f64], exact: &[f64]) -> (usize, f64) {
 
 /// Measures an output against the f64 oracle and the naive f32 computation, all of one length. `terms` is the largest
 /// magnitude of the terms whose difference the output is, 0 where nothing cancels.
-pub fn measure(got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
+pub fn measure(unit: Unit, got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
     let largest = exact.iter().fold(terms, |a, b| a.max(b.abs()));
     let (at, error) = worst(got, exact);
     let (_, naive) = worst(naive, exact);
     assert!(naive.is_finite() && largest.is_finite(), "the naive computation must be finite to be a measure");
     let ulp = if largest == 0.0 { 0.0 } else { f64::from(f32::EPSILON) * 2.0f64.powi(largest.log2().floor() as i32) };
-    Verdict { error, worst: at, naive, allowed: 2.0 * naive + ULPS * ulp }
+    let rounding = match unit {
+        Unit::F32 => 0.0,
+        // bf16 has 16 bits fewer, and its rounding is half a unit.
+        Unit::Bf16 => 65_536.0 / 2.0,
+    };
+    Verdict { error, worst: at, naive, allowed: 2.0 * naive + (ULPS + rounding) * ulp }
 }
 
 /// Fails with op, shape, worst element, error and what was allowed.
-pub fn assert_close(what: &str, got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
+pub fn assert_close(what: &str, unit: Unit, got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
     assert_eq!(got.len(), exact.len(), "{what}: number of elements");
-    let v = measure(got, exact, naive, terms);
+    let v = measure(unit, got, exact, naive, terms);
     assert!(
         v.error <= v.allowed,
-        "{what}: element {} is {:e}, should be {:e}: off by {:.3e}, allowed {:.3e} (naive f32 is off by {:.3e})",
+        "{what}: element {} is {:e}, should be {:e}: off by {:.3e}, allowed {:.3e} (the naive computation is off by {:.3e})",
         v.worst,
         got[v.worst],
         exact[v.worst],

@@ -198,3 +198,17 @@ impl Observer for Watcher {
 pub fn weights(dir: &Path) -> Vec<u8> {
     std::fs::read(dir.join("model.safetensors")).expect("a model")
 }
+
+/// A copy of a run directory.
+pub fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("made");
+    for entry in std::fs::read_dir(from).expect("listed") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            std::fs::copy(&path, &target).expect("copied");
+        }
+    }
+}

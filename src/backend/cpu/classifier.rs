@@ -7,8 +7,9 @@
 use pulp::{Simd, WithSimd};
 
 use super::batch::Batch;
-use super::memory::{Dim, Flat, Mat, dim};
+use super::memory::{Flat, Mat};
 use super::simd::{self, dispatch, update};
+use crate::backend::shape::{Dim, dim};
 use crate::backend::{Dropout, LossGrads, Result, Span, Tally};
 
 /// [`crate::backend::Backend::relu_dropout`]

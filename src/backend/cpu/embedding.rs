@@ -10,12 +10,14 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::batch::{Batch, Groups};
+use super::batch::Batch;
 use super::columns::{CHUNK, add_partials};
 use super::layernorm::{Parameters, normalise, normalise_backward};
-use super::memory::{Flat, Mat, dim};
+use super::memory::{Flat, Mat};
 use super::scratch::Scratch;
 use super::simd::{self, dispatch, update};
+use crate::backend::batch::Groups;
+use crate::backend::shape::dim;
 use crate::backend::{Dropout, Embedding, Error, Result};
 
 /// The two tables, and what each packed row takes from them.

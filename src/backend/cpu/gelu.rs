@@ -12,9 +12,10 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::columns::{CHUNK, add_partials};
-use super::memory::{Flat, Mat, dim};
+use super::memory::{Flat, Mat};
 use super::scratch::Scratch;
 use super::simd::{self, dispatch, exp, horner};
+use crate::backend::shape::dim;
 use crate::backend::{Result, Span};
 
 /// Φ(-a) e^{a²/2} = P(a) / Q(a) on 0..14, fitted for this file (rational minimax).

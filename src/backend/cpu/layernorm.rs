@@ -12,9 +12,10 @@ use rayon::prelude::*;
 
 use super::batch::Batch;
 use super::columns::{CHUNK, add_partials};
-use super::memory::{Flat, Mat, dim};
+use super::memory::{Flat, Mat};
 use super::scratch::Scratch;
 use super::simd::{self, dispatch, sums, update};
+use crate::backend::shape::dim;
 use crate::backend::{Dropout, Norm, Result, Span};
 
 /// The LayerNorm's parameters at hand.

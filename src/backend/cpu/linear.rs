@@ -9,9 +9,10 @@ use rayon::prelude::*;
 use super::columns::add_partials;
 use super::gelu::{backward_part, gelu};
 use super::matmul::{Finish, Output, Plain, Product, Start, View, block_rows};
-use super::memory::{Buffer, Flat, Mat, dim};
+use super::memory::{Buffer, Flat, Mat};
 use super::scratch::Scratch;
 use super::simd;
+use crate::backend::shape::dim;
 use crate::backend::{Into, Linear, Result, Span};
 
 /// [`crate::backend::Backend::linear`]

@@ -4,6 +4,7 @@ use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 
+use crate::backend::shape::{Dim, check_span, misfit};
 use crate::backend::{Arena, Capacity, Error, Planner, Result, Rows, Span};
 
 /// Buffers at least this long are worth asking the kernel for huge pages.
@@ -101,41 +102,22 @@ impl Mat {
 
     /// Checks that an input has the shape wanted, each dimension under its name.
     pub fn expect(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
-        if (self.rows, self.cols) == (rows.size, cols.size) { Ok(()) } else { Err(self.misfit(op, what, rows, cols)) }
+        if (self.rows, self.cols) == (rows.size, cols.size) {
+            Ok(())
+        } else {
+            Err(misfit(op, what, [self.rows, self.cols], [rows, cols]))
+        }
     }
 
     /// Gives an output its live rows, after checking that it can hold them.
     pub fn prepare(&mut self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
         if rows.size > self.capacity || self.cols != cols.size {
             self.rows = self.capacity;
-            return Err(self.misfit(op, what, rows, cols));
+            return Err(misfit(op, what, [self.rows, self.cols], [rows, cols]));
         }
         self.rows = rows.size;
         Ok(())
     }
-
-    fn misfit(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Error {
-        Error::Shape {
-            op,
-            what,
-            got: format!("[{}, {}]", self.rows, self.cols),
-            expected: format!("[{}={}, {}={}]", rows.name, rows.size, cols.name, cols.size),
-        }
-    }
-}
-
-/// A dimension and its letter.
-#[derive(Debug, Clone, Copy)]
-pub struct Dim {
-    /// As in the table of letters, model/shapes.rs.
-    pub name: &'static str,
-    /// How many.
-    pub size: usize,
-}
-
-/// A dimension and its letter.
-pub fn dim(name: &'static str, size: usize) -> Dim {
-    Dim { name, size }
 }
 
 /// A flat buffer as long as the parameters: weights, gradients or moments.
@@ -173,19 +155,6 @@ impl Flat {
     }
 }
 
-fn check_span(op: &'static str, what: &'static str, span: Span, len: Dim, total: usize) -> Result<()> {
-    let fits = span.offset.checked_add(span.len).is_some_and(|end| end <= total);
-    if fits && span.len == len.size {
-        return Ok(());
-    }
-    Err(Error::Shape {
-        op,
-        what,
-        got: format!("[{}] at {} of {total}", span.len, span.offset),
-        expected: format!("[{}={}]", len.name, len.size),
-    })
-}
-
 /// Hands out matrices for the capacities planned.
 #[derive(Debug)]
 pub struct CpuArena {
@@ -195,7 +164,10 @@ pub struct CpuArena {
 impl CpuArena {
     /// Checks that what was planned can be had, all at once.
     pub fn new(plan: &Planner) -> Result<CpuArena> {
-        Buffer::zeros(plan.mat_elements + plan.stats_elements, "activations")?;
+        let elements = |shapes: &[(Rows, usize)]| -> usize {
+            shapes.iter().map(|&(rows, cols)| plan.capacity.of(rows) * cols).sum()
+        };
+        Buffer::zeros(elements(&plan.mats) + elements(&plan.stats), "activations")?;
         Ok(CpuArena { capacity: plan.capacity })
     }
 }

@@ -23,13 +23,16 @@ mod scratch;
 pub mod simd;
 mod vocab;
 
+use std::convert::Infallible;
+
 use rayon::prelude::*;
 
 use self::batch::Batch;
-use self::memory::{CpuArena, Flat, Mat, dim};
+use self::memory::{CpuArena, Flat, Mat};
+use super::shape::{check_same_len, dim};
 use super::{
     AdamW, Backend, BatchLimits, BatchView, Capacity, Dropout, Embedding, Error, Into, Linear, LossGrads, Memory, Norm,
-    Pick, Planner, Result, Span, Tally, UpdateSpan, VocabProjection,
+    Pick, Planner, Precision, Result, Span, Tally, UpdateSpan, VocabProjection,
 };
 
 /// Computes on the thread pool that is rayon's current one when an op is called.
@@ -59,12 +62,19 @@ impl Memory for Cpu {
     type Flat = Flat;
     type Batch = Batch;
     type Tally = Tally;
+    type Receipt = Tally;
+    type Hyper = Option<AdamW>;
+    type Recording = Infallible;
     type Arena = CpuArena;
 
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();
         let plural = if threads == 1 { "" } else { "s" };
         format!("cpu, {threads} thread{plural}, {}, f32", simd::Vectors::detect().name())
+    }
+
+    fn precision(&self) -> Precision {
+        Precision::F32
     }
 
     fn arena(&self, plan: &Planner) -> Result<CpuArena> {
@@ -98,17 +108,19 @@ impl Memory for Cpu {
     }
 
     fn write_flat(&self, flat: &mut Flat, values: &[f32]) -> Result<()> {
-        let (got, expected) = (values.len(), flat.values().len());
-        if got != expected {
-            let (got, expected) = (format!("[{got}]"), format!("[{expected}]"));
-            return Err(Error::Shape { op: "write_flat", what: "values", got, expected });
-        }
+        check_same_len("write_flat", "values", values.len(), flat.values().len())?;
         copy(values, flat.values_mut());
         Ok(())
     }
 
     fn zero(&self, flat: &mut Flat) -> Result<()> {
         flat.values_mut().par_chunks_mut(COPY_CHUNK).for_each(|values| values.fill(0.0));
+        Ok(())
+    }
+
+    fn copy(&self, from: &Flat, to: &mut Flat) -> Result<()> {
+        check_same_len("copy", "from", from.values().len(), to.values().len())?;
+        copy(from.values(), to.values_mut());
         Ok(())
     }
 
@@ -136,8 +148,33 @@ impl Memory for Cpu {
         Ok(Tally::default())
     }
 
-    fn take_tally(&self, tally: &mut Tally) -> Result<Tally> {
+    fn post_tally(&self, tally: &mut Tally) -> Result<Tally> {
         Ok(std::mem::take(tally))
+    }
+
+    fn is_ready(&self, _: &Tally) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn collect(&self, receipt: Tally) -> Result<Tally> {
+        Ok(receipt)
+    }
+
+    fn hyper(&self) -> Result<Option<AdamW>> {
+        Ok(None)
+    }
+
+    fn set_hyper(&self, hyper: &mut Option<AdamW>, values: &AdamW) -> Result<()> {
+        *hyper = Some(*values);
+        Ok(())
+    }
+
+    fn record(&self, _: &mut dyn FnMut() -> Result<()>) -> Result<Option<Infallible>> {
+        Ok(None)
+    }
+
+    fn replay(&self, recording: &Infallible) -> Result<()> {
+        match *recording {}
     }
 }
 
@@ -244,10 +281,10 @@ impl Backend for Cpu {
     }
 
     fn adamw(
-        &self, w: &mut Flat, grads: &Flat, m: &mut Flat, v: &mut Flat, spans: &[UpdateSpan], hyper: &AdamW,
+        &self, w: &mut Flat, grads: &Flat, m: &mut Flat, v: &mut Flat, spans: &[UpdateSpan], hyper: &Option<AdamW>,
         tally: &Tally,
     ) -> Result<()> {
-        optimizer::adamw(w, grads, m, v, spans, hyper, tally)
+        optimizer::adamw(w, grads, m, v, spans, hyper.as_ref(), tally)
     }
 
     fn top_k(&self, x: &Mat, w: &Flat, layer: &VocabProjection, k: usize) -> Result<Vec<Vec<(u32, f32)>>> {

@@ -8,9 +8,10 @@
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::memory::{Flat, dim};
+use super::memory::Flat;
 use super::simd::{dispatch, update};
-use crate::backend::{AdamW, Result, Span, Tally, UpdateSpan};
+use crate::backend::shape::dim;
+use crate::backend::{AdamW, Error, Result, Span, Tally, UpdateSpan};
 
 /// Values in a task: 128 KB of each buffer.
 const CHUNK: usize = 1 << 15;
@@ -47,9 +48,10 @@ impl WithSimd for Squares<'_> {
 
 /// [`crate::backend::Backend::adamw`]
 pub fn adamw(
-    w: &mut Flat, grads: &Flat, m: &mut Flat, v: &mut Flat, spans: &[UpdateSpan], hyper: &AdamW, tally: &Tally,
+    w: &mut Flat, grads: &Flat, m: &mut Flat, v: &mut Flat, spans: &[UpdateSpan], hyper: Option<&AdamW>, tally: &Tally,
 ) -> Result<()> {
     const OP: &str = "adamw";
+    let hyper = hyper.ok_or(Error::Unset { op: OP, what: "hyperparameters" })?;
     // Everything is checked before anything is changed.
     let len = dim("parameters", w.values().len());
     let state = [("gradients", grads), ("first moment", &*m), ("second moment", &*v)];

@@ -5,7 +5,8 @@
 use rayon::prelude::*;
 
 use super::batch::Batch;
-use super::memory::{Dim, Mat, dim};
+use super::memory::Mat;
+use crate::backend::shape::{Dim, dim};
 use crate::backend::{Pick, Result};
 
 /// Rows that are too few to be worth a task of their own.

@@ -18,9 +18,10 @@ use rayon::prelude::*;
 use super::batch::Batch;
 use super::classifier::argmax;
 use super::matmul::{Finish, Output, Plain, Product, Start, View, block_rows};
-use super::memory::{Buffer, Flat, Mat, dim};
+use super::memory::{Buffer, Flat, Mat};
 use super::scratch::Scratch;
 use super::simd::{self, dispatch, exp, sums, update};
+use crate::backend::shape::dim;
 use crate::backend::{LossGrads, Result, Tally, VocabProjection};
 
 /// Most rows of x whose logits are held at once: 512 × 30,522 are 62 MB.

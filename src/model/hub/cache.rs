@@ -32,6 +32,15 @@ pub struct Hub {
     pub network: Network,
 }
 
+/// What of a model is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Configuration and weights, and a tokenizer where there is one.
+    Whole,
+    /// Its config.json.
+    Config,
+}
+
 /// A hub id, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
@@ -45,6 +54,11 @@ pub struct HubId {
 /// in HF's cache, else downloaded into it.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     Hub::from_env().resolve(model)
+}
+
+/// config.json of a model, found as [`resolve`] finds its directory; nothing else of it is looked for or downloaded.
+pub fn resolve_config(model: &str) -> Result<PathBuf> {
+    Hub::from_env().resolve_config(model)
 }
 
 impl Hub {
@@ -87,6 +101,20 @@ impl Hub {
 
     /// See [`resolve`].
     pub fn resolve(&self, model: &str) -> Result<PathBuf> {
+        self.find(model, Part::Whole)
+    }
+
+    /// See [`resolve_config`].
+    pub fn resolve_config(&self, model: &str) -> Result<PathBuf> {
+        let dir = self.find(model, Part::Config)?;
+        let file = dir.join(CONFIG);
+        if file.exists() {
+            return Ok(file);
+        }
+        Err(Error::File { path: dir, why: format!("has no {CONFIG}, so it is no model directory") })
+    }
+
+    fn find(&self, model: &str, part: Part) -> Result<PathBuf> {
         let path = Path::new(model);
         if path.is_dir() {
             return Ok(path.to_path_buf());
@@ -100,7 +128,7 @@ impl Hub {
             return Err(error("no directory of that name, and no cache to look in; set HF_HOME".into()));
         };
         let repo = cache.join(id.folder());
-        if let Some(snapshot) = id.snapshot(&repo) {
+        if let Some(snapshot) = id.snapshot(&repo, part) {
             return Ok(snapshot);
         }
         let looked =
@@ -108,16 +136,16 @@ impl Hub {
         if self.network == Network::Off {
             return Err(error(format!("{looked}; unset HF_HUB_OFFLINE to download it, or name a directory")));
         }
-        self.fetch(&id, cache).map_err(|why| error(format!("{looked}; {why}")))
+        self.fetch(&id, cache, part).map_err(|why| error(format!("{looked}; {why}")))
     }
 
     #[cfg(feature = "download")]
-    fn fetch(&self, id: &HubId, cache: &Path) -> std::result::Result<PathBuf, String> {
-        super::download::fetch(self, id, cache)
+    fn fetch(&self, id: &HubId, cache: &Path, part: Part) -> std::result::Result<PathBuf, String> {
+        super::download::fetch(self, id, cache, part)
     }
 
     #[cfg(not(feature = "download"))]
-    fn fetch(&self, _id: &HubId, _cache: &Path) -> std::result::Result<PathBuf, String> {
+    fn fetch(&self, _id: &HubId, _cache: &Path, _part: Part) -> std::result::Result<PathBuf, String> {
         Err("this handbert was built without the feature `download`; fetch it with `hf download`, or name a directory"
             .into())
     }
@@ -148,13 +176,14 @@ impl HubId {
         format!("models--{}", self.repo.replace('/', "--"))
     }
 
-    /// The snapshot of the revision, where the cache has all of it.
-    fn snapshot(&self, repo: &Path) -> Option<PathBuf> {
+    /// The snapshot of the revision, where the cache has all of it that is wanted.
+    fn snapshot(&self, repo: &Path, part: Part) -> Option<PathBuf> {
         let commit = std::fs::read_to_string(repo.join("refs").join(&self.revision));
         let commit = commit.unwrap_or_else(|_| self.revision.clone());
         let snapshot = repo.join("snapshots").join(commit.trim());
         let has = |name: &str| snapshot.join(name).exists();
-        (has(CONFIG) && (has(WEIGHTS) || has_shards(&snapshot))).then_some(snapshot)
+        let whole = || has(WEIGHTS) || has_shards(&snapshot);
+        (has(CONFIG) && (part == Part::Config || whole())).then_some(snapshot)
     }
 }
 

@@ -6,7 +6,7 @@ use hf_hub::api::Progress;
 use hf_hub::api::sync::{ApiBuilder, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
-use super::cache::{Hub, HubId};
+use super::cache::{Hub, HubId, Part};
 use super::{CONFIG, INDEX, WEIGHTS};
 
 /// Fetched where the hub has them: what the tokenizer is made of.
@@ -15,9 +15,9 @@ const OPTIONAL: &[&str] = &["tokenizer.json", "tokenizer_config.json", "vocab.tx
 /// How often a broken connection is taken up again where it broke.
 const RETRIES: usize = 3;
 
-/// Fetches config, weights and tokenizer of a model; gives its snapshot in the cache. The error says what failed and
-/// what to do, for people.
-pub(super) fn fetch(hub: &Hub, id: &HubId, cache: &Path) -> Result<PathBuf, String> {
+/// Fetches config, weights and tokenizer of a model, or the config alone; gives its snapshot in the cache. The error says
+/// what failed and what to do, for people.
+pub(super) fn fetch(hub: &Hub, id: &HubId, cache: &Path, part: Part) -> Result<PathBuf, String> {
     let failed = |what: String| {
         format!(
             "downloading it from {} failed: {what}; check the name and the network, or name a directory",
@@ -37,8 +37,22 @@ pub(super) fn fetch(hub: &Hub, id: &HubId, cache: &Path) -> Result<PathBuf, Stri
     let repo = api.repo(Repo::with_revision(id.repo.clone(), RepoType::Model, id.revision.clone()));
     let info = repo.info().map_err(|e| failed(explain(&e.to_string())))?;
     let listed: Vec<&str> = info.siblings.iter().map(|file| file.rfilename.as_str()).collect();
+    let wanted = match part {
+        Part::Whole => files_of(&listed)?,
+        Part::Config => vec![CONFIG.to_owned()],
+    };
 
-    // The weights last: a snapshot that has them is taken to be whole.
+    let mut snapshot = None;
+    for name in &wanted {
+        let file = fetch_file(&repo, id, name).map_err(|e| failed(format!("{name}: {}", explain(&e))))?;
+        snapshot = file.parent().map(Path::to_path_buf);
+    }
+    snapshot.ok_or_else(|| failed("the hub lists no files".into()))
+}
+
+/// Of the files that a model has on the hub, those that are wanted of a whole one. The weights last: a snapshot that has
+/// them is taken to be whole.
+fn files_of(listed: &[&str]) -> Result<Vec<String>, String> {
     let mut wanted = vec![CONFIG.to_owned()];
     wanted.extend(OPTIONAL.iter().filter(|name| listed.contains(name)).map(|name| (*name).to_owned()));
     if listed.contains(&WEIGHTS) {
@@ -50,13 +64,7 @@ pub(super) fn fetch(hub: &Hub, id: &HubId, cache: &Path) -> Result<PathBuf, Stri
     } else {
         return Err(format!("the hub has it, but without {WEIGHTS}; load it in Python and save_pretrained it"));
     }
-
-    let mut snapshot = None;
-    for name in &wanted {
-        let file = fetch_file(&repo, id, name).map_err(|e| failed(format!("{name}: {}", explain(&e))))?;
-        snapshot = file.parent().map(Path::to_path_buf);
-    }
-    snapshot.ok_or_else(|| failed("the hub lists no files".into()))
+    Ok(wanted)
 }
 
 fn fetch_file(repo: &ApiRepo, id: &HubId, name: &str) -> Result<PathBuf, String> {

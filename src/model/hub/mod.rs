@@ -13,7 +13,7 @@ mod save;
 pub mod tensors;
 mod weights;
 
-pub use cache::{Hub, resolve};
+pub use cache::{Hub, resolve, resolve_config};
 pub use flat::{load_flat, save_flat};
 pub use load::{Loaded, Wanted, load};
 pub use save::save;

@@ -2,7 +2,7 @@
 
 use handbert::backend::Dropout;
 
-use super::{Scalar, dot, sum};
+use super::{Scalar, dot, stored, sum};
 
 /// What attention depends on beside its values.
 #[derive(Debug, Clone, Copy)]
@@ -74,12 +74,19 @@ impl Attention<'_> {
             let softmax = self.softmax(qkv, query, head, keys.clone());
             lse[query * self.heads + head] = softmax.lse;
             let out = &mut ctx[query * self.width + head * self.head_size()..][..self.head_size()];
-            for (j, key) in keys.enumerate() {
-                let p = softmax.keep[j] * softmax.probabilities[j];
-                out.iter_mut().zip(self.slice(qkv, 2, key, head)).for_each(|(out, &v)| *out += p * v);
-            }
+            out.copy_from_slice(&self.mix(&softmax, qkv, head, keys));
         });
         (ctx, lse)
+    }
+
+    /// Σ_keys keep p v, for one query and head. [D]
+    fn mix<T: Scalar>(&self, softmax: &Softmax<T>, qkv: &[T], head: usize, keys: std::ops::Range<usize>) -> Vec<T> {
+        let mut out = vec![T::default(); self.head_size()];
+        for (j, key) in keys.enumerate() {
+            let p = (softmax.keep[j] * softmax.probabilities[j]).stored();
+            out.iter_mut().zip(self.slice(qkv, 2, key, head)).for_each(|(out, &v)| *out += p * v);
+        }
+        stored(out)
     }
 
     /// d_qkv [N, 3C] from d_ctx [N, C]
@@ -87,18 +94,21 @@ impl Attention<'_> {
         let mut d_qkv = vec![T::default(); qkv.len()];
         let root = T::of(self.head_size() as f64).sqrt();
         self.for_each_query(|query, head, keys| {
-            let Softmax { probabilities: p, keep, .. } = self.softmax(qkv, query, head, keys.clone());
+            let softmax = self.softmax(qkv, query, head, keys.clone());
             let d_out = &d_ctx[query * self.width + head * self.head_size()..][..self.head_size()];
+            // Σ p d_p, by way of the output.
+            let delta = dot(d_out, &self.mix(&softmax, qkv, head, keys.clone()));
+            let Softmax { probabilities: p, keep, .. } = softmax;
             let d_p: Vec<T> =
                 keys.clone().zip(&keep).map(|(key, &k)| k * dot(d_out, self.slice(qkv, 2, key, head))).collect();
-            let delta = dot(&p, &d_p);
             for (j, key) in keys.enumerate() {
-                let d_score = p[j] * (d_p[j] - delta) / root;
+                let d_score = (p[j] * (d_p[j] - delta) / root).stored();
+                let dropped = (keep[j] * p[j]).stored();
                 let [d_q, d_k, d_v] = [self.at(0, query, head), self.at(1, key, head), self.at(2, key, head)];
                 for c in 0..self.head_size() {
                     d_qkv[d_q + c] += d_score * qkv[d_k + c];
                     d_qkv[d_k + c] += d_score * qkv[d_q + c];
-                    d_qkv[d_v + c] += keep[j] * p[j] * d_out[c];
+                    d_qkv[d_v + c] += dropped * d_out[c];
                 }
             }
         });

@@ -1,6 +1,6 @@
 //! The oracle: every op of `handbert::backend::Backend` in a few plain lines.
 //!
-//! Run in f64 it says what is right; the same lines in f32 are the naive computation that the
+//! Run in f64 it says what is right; the same lines in f32, or in [`Mixed`], are the naive computation that the
 //! tolerance rule measures against (tests/support/tolerance.rs). Matrices are row-major slices, sums go from first to
 //! last, nothing is fused.
 
@@ -21,7 +21,7 @@ use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
 use handbert::backend::Dropout;
 
-/// f32 or f64.
+/// f64, f32 or [`Mixed`].
 pub trait Scalar:
     Copy
     + Debug
@@ -46,6 +46,10 @@ pub trait Scalar:
     fn sqrt(self) -> Self;
     /// Integer power.
     fn powi(self, n: i32) -> Self;
+    /// As a matrix of activations holds it, or a matrix unit takes it in.
+    fn stored(self) -> Self {
+        self
+    }
 }
 
 macro_rules! scalar {
@@ -74,6 +78,71 @@ macro_rules! scalar {
 }
 scalar!(f32);
 scalar!(f64);
+
+/// f32 arithmetic on activations stored in bf16.
+#[derive(Debug, Clone, Copy, Default, PartialEq, PartialOrd)]
+pub struct Mixed(f32);
+
+macro_rules! arithmetic {
+    ($($operator:ident $method:ident)*) => {
+        $(
+            impl $operator for Mixed {
+                type Output = Mixed;
+                fn $method(self, other: Mixed) -> Mixed {
+                    Mixed($operator::$method(self.0, other.0))
+                }
+            }
+        )*
+    };
+}
+arithmetic!(Add add Sub sub Mul mul Div div);
+
+impl AddAssign for Mixed {
+    fn add_assign(&mut self, other: Mixed) {
+        self.0 += other.0;
+    }
+}
+
+impl Neg for Mixed {
+    type Output = Mixed;
+    fn neg(self) -> Mixed {
+        Mixed(-self.0)
+    }
+}
+
+impl Scalar for Mixed {
+    fn of(x: f64) -> Mixed {
+        Mixed(x as f32)
+    }
+    fn to_f64(self) -> f64 {
+        f64::from(self.0)
+    }
+    fn exp(self) -> Mixed {
+        Mixed(self.0.exp())
+    }
+    fn ln(self) -> Mixed {
+        Mixed(self.0.ln())
+    }
+    fn sqrt(self) -> Mixed {
+        Mixed(self.0.sqrt())
+    }
+    fn powi(self, n: i32) -> Mixed {
+        Mixed(self.0.powi(n))
+    }
+    fn stored(self) -> Mixed {
+        Mixed(rounded(self.0))
+    }
+}
+
+/// The bf16 nearest to `x`, as f32.
+pub fn rounded(x: f32) -> f32 {
+    half::bf16::from_f32(x).to_f32()
+}
+
+/// Each as [`Scalar::stored`].
+pub fn stored<T: Scalar>(values: Vec<T>) -> Vec<T> {
+    values.into_iter().map(T::stored).collect()
+}
 
 /// Inputs in the precision at hand; exact, both ways.
 pub fn cast<T: Scalar>(values: &[f32]) -> Vec<T> {

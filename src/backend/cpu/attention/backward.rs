@@ -8,10 +8,11 @@ use rayon::prelude::*;
 use super::super::batch::Batch;
 use super::super::columns::{CHUNK, add_partials};
 use super::super::matmul::{Cut, PANEL_VECTORS, Panels, PlainColumns, PlainRows, Start, Target, View, multiply, pack};
-use super::super::memory::{Flat, Mat, dim};
+use super::super::memory::{Flat, Mat};
 use super::super::scratch::Scratch;
 use super::super::simd::{self, dispatch, exp, sums, update};
 use super::{Heads, QUERIES, Task, with_work};
+use crate::backend::shape::dim;
 use crate::backend::{Dropout, Result, Span};
 
 /// [`crate::backend::Backend::attention_backward`]

@@ -6,10 +6,11 @@ use rayon::prelude::*;
 use super::super::batch::Batch;
 use super::super::columns::CHUNK;
 use super::super::matmul::{Cut, PANEL_VECTORS, Panels, PlainRows, Start, Target, View, multiply, multiply_then, pack};
-use super::super::memory::{Mat, dim};
+use super::super::memory::Mat;
 use super::super::scratch::Scratch;
 use super::super::simd::{self, dispatch, exp, update};
 use super::{Heads, QUERIES, Task, with_work};
+use crate::backend::shape::dim;
 use crate::backend::{Dropout, Result};
 
 /// [`crate::backend::Backend::attention`]

@@ -19,7 +19,8 @@ use std::cell::Cell;
 
 use super::batch::Batch;
 use super::matmul::View;
-use super::memory::{Dim, Mat, dim};
+use super::memory::Mat;
+use crate::backend::shape::{Dim, dim};
 use crate::backend::{Dropout, Error, Result};
 
 /// Queries in a block: their scores and the packed keys stay in the L2 cache together.

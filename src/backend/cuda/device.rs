@@ -1,0 +1,224 @@
+//! What stands between the launchers and a GPU: memory, copies, modules, launches.
+//!
+//! [`Device`] is implemented for a real GPU in `driver.rs`; tests implement it by a simulator that runs the same
+//! kernels on the CPU. Nothing above this file knows which of the two it has.
+
+use super::kernel::{Kernel, ModuleSpec};
+use crate::backend::{Error, Result};
+
+/// A run of bytes in device memory.
+///
+/// Only devices make them, for memory that they own, and only [`Region::part`] cuts them; so whatever lies in a launch's
+/// arguments is within an allocation. A region does not keep its memory alive: the buffer it came from must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Region {
+    address: u64,
+    bytes: usize,
+}
+
+impl Region {
+    /// The whole of an allocation. For devices.
+    pub fn new(address: u64, bytes: usize) -> Region {
+        Region { address, bytes }
+    }
+
+    /// Where it begins.
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// `bytes` bytes from `offset` on.
+    ///
+    /// # Panics
+    ///
+    /// If they do not all lie within: that is a defect of the caller, whose shapes have been checked.
+    pub fn part(&self, offset: usize, bytes: usize) -> Region {
+        let fits = offset.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        assert!(fits, "{bytes} bytes at {offset} of a region of {}", self.bytes);
+        Region { address: self.address + offset as u64, bytes }
+    }
+}
+
+/// Which rows of a matrix a launch works on; `struct Rows` of common.cuh.
+#[derive(Debug, Clone, Copy)]
+pub struct LiveRows {
+    /// A u32 in device memory: live rows of the whole matrix.
+    pub live: Region,
+    /// The first row to work on.
+    pub first: u32,
+    /// The most rows to work on; the grid is sized for it.
+    pub capacity: u32,
+}
+
+/// Dropout as kernels see it; `struct Dropout` of common.cuh.
+#[derive(Debug, Clone, Copy)]
+pub struct DropoutArg {
+    /// A u32 in device memory: the number of the pass.
+    pub step: Region,
+    /// Values are dropped when their 16 bits are below it; 0 = no dropout.
+    pub threshold: u32,
+    /// Which place of the model.
+    pub site: u32,
+    /// Of Philox.
+    pub key: [u32; 2],
+    /// What kept values are multiplied by.
+    pub keep_scale: f32,
+}
+
+/// One argument of a kernel, with what the kernel does to the memory it points to.
+#[derive(Debug, Clone, Copy)]
+pub enum Arg {
+    /// A pointer that is only read through.
+    Read(Region),
+    /// A pointer that is only written through: nothing in it is read before this launch writes it.
+    Write(Region),
+    /// A pointer that is read and written through.
+    Update(Region),
+    /// A null pointer: the kernel does without.
+    Null,
+    /// u32
+    U32(u32),
+    /// float
+    F32(f32),
+    /// `struct Rows`
+    Rows(LiveRows),
+    /// `struct Dropout`
+    Dropout(DropoutArg),
+}
+
+/// A kernel's grid and arguments.
+#[derive(Debug)]
+pub struct Launch<'a> {
+    /// Which; its block size is part of it.
+    pub kernel: &'static Kernel,
+    /// Blocks along x, y and z; none may be zero.
+    pub grid: [u32; 3],
+    /// Dynamic shared memory of a block, in bytes; at most what the kernel's table says.
+    pub shared_bytes: usize,
+    /// In the order of the kernel's parameters.
+    pub args: &'a [Arg],
+}
+
+impl Launch<'_> {
+    /// Why this launch does not work, with everything that identifies it.
+    pub fn error(&self, why: String) -> Error {
+        let args = self.args.iter().map(|arg| match *arg {
+            Arg::Read(region) | Arg::Write(region) | Arg::Update(region) => format!("[{} B]", region.bytes),
+            Arg::Null => "null".into(),
+            Arg::U32(value) => value.to_string(),
+            Arg::F32(value) => value.to_string(),
+            Arg::Rows(rows) => format!("rows {}..{}", rows.first, rows.first + rows.capacity),
+            Arg::Dropout(drop) => format!("dropout {}/65536", drop.threshold),
+        });
+        let args = args.collect::<Vec<_>>().join(", ");
+        Error::Launch { kernel: self.kernel.name, grid: self.grid, threads: self.kernel.threads, args, why }
+    }
+}
+
+/// A GPU, or what stands in for one. All calls are made in one order, that of a stream: a launch sees what calls before
+/// it wrote. Only [`Device::download`] and [`Device::wait`] wait.
+pub trait Device: Send + Sync {
+    /// Owned device memory, freed when dropped.
+    type Buffer: Send + Sync;
+    /// Loaded kernels.
+    type Module: Send + Sync;
+    /// Bytes on their way to the host.
+    type Fetch: Send;
+    /// Launches, fills and copies that can be made again. It keeps nothing alive that they work on.
+    type Recording: Send + Sync;
+
+    /// One line for people: the device's name and what it has.
+    fn describe(&self) -> String;
+    /// Bytes that may still be allocated; `None` where the device does not tell.
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+    /// Memory that holds nothing yet, 256-byte aligned; `what` is for the error message. `bytes` may be zero.
+    fn alloc(&self, bytes: usize, what: &'static str) -> Result<Self::Buffer>;
+    /// All of a buffer.
+    fn region(&self, buffer: &Self::Buffer) -> Region;
+    /// Host to device; as many bytes as `to` has.
+    fn upload(&self, from: &[u8], to: Region) -> Result<()>;
+    /// Device to host, when everything before it is done; as many bytes as `from` has.
+    fn download(&self, from: Region, to: &mut [u8]) -> Result<()>;
+    /// Device to host without waiting: the bytes as they are when everything before is done.
+    fn fetch(&self, from: Region) -> Result<Self::Fetch>;
+    /// Whether waiting for them would take no time.
+    fn is_ready(&self, fetch: &Self::Fetch) -> Result<bool>;
+    /// Waits for bytes that were fetched.
+    fn wait(&self, fetch: Self::Fetch) -> Result<Vec<u8>>;
+    /// Calls `run`, whose launches, fills and copies are written down and not made. Any other call it makes is an error.
+    fn record(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Self::Recording>;
+    /// Makes launches, fills and copies that were written down.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
+    /// Sets every byte.
+    fn fill(&self, to: Region, byte: u8) -> Result<()>;
+    /// Device to device; as many bytes as both have, which do not overlap.
+    fn copy(&self, from: Region, to: Region) -> Result<()>;
+    /// Compiles, or finds compiled, the kernels of a family for these sizes, and loads them.
+    fn load(&self, spec: &ModuleSpec) -> Result<Self::Module>;
+    /// Starts a kernel of a module.
+    fn launch(&self, module: &Self::Module, launch: &Launch<'_>) -> Result<()>;
+}
+
+/// An argument's bytes as the kernel's parameter has them, aligned to eight bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed {
+    words: [u64; 4],
+}
+
+impl Packed {
+    /// Where the parameter's bytes begin. Good for as long as this is not moved.
+    pub fn as_ptr(&self) -> *const u64 {
+        self.words.as_ptr()
+    }
+}
+
+impl Arg {
+    /// As the kernel's parameter. Structures are laid out as common.cuh declares them.
+    pub fn pack(&self) -> Packed {
+        let two = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let words = match *self {
+            Arg::Read(region) | Arg::Write(region) | Arg::Update(region) => [region.address, 0, 0, 0],
+            Arg::Null => [0; 4],
+            Arg::U32(value) => [value.into(), 0, 0, 0],
+            Arg::F32(value) => [value.to_bits().into(), 0, 0, 0],
+            Arg::Rows(rows) => [rows.live.address, two(rows.first, rows.capacity), 0, 0],
+            Arg::Dropout(drop) => [
+                drop.step.address,
+                two(drop.threshold, drop.site),
+                two(drop.key[0], drop.key[1]),
+                drop.keep_scale.to_bits().into(),
+            ],
+        };
+        Packed { words }
+    }
+
+    /// The memory it points to, and how it is used.
+    pub fn memory(&self) -> Option<(Region, Access)> {
+        match *self {
+            Arg::Read(region) => Some((region, Access::Read)),
+            Arg::Write(region) => Some((region, Access::Write)),
+            Arg::Update(region) => Some((region, Access::Update)),
+            Arg::Rows(rows) => Some((rows.live, Access::Read)),
+            Arg::Dropout(drop) => Some((drop.step, Access::Read)),
+            Arg::Null | Arg::U32(_) | Arg::F32(_) => None,
+        }
+    }
+}
+
+/// What a launch does to a region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reads.
+    Read,
+    /// Writes, before it reads anything of it.
+    Write,
+    /// Both.
+    Update,
+}

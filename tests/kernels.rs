@@ -1,0 +1,128 @@
+//! `handbert kernels`: compiling without a GPU, the cache, and what goes wrong on a machine that lacks something.
+//!
+//! HANDBERT_NVRTC names a directory with NVRTC's libraries; tests that compile skip without it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+struct Run {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+/// Runs the binary with `nvrtc` alone on the library path.
+fn handbert(nvrtc: Option<&Path>, cache: &Path, kernels: Option<&Path>, args: &[&str]) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
+    command.env_remove("LD_LIBRARY_PATH").env_remove("HANDBERT_KERNELS").env_remove("RUST_LOG");
+    command.env("HANDBERT_CACHE", cache).args(args);
+    for (name, dir) in [("LD_LIBRARY_PATH", nvrtc), ("HANDBERT_KERNELS", kernels)] {
+        if let Some(dir) = dir {
+            command.env(name, dir);
+        }
+    }
+    let output = command.output().expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!run.err.contains("panicked"), "{}", run.err);
+    run
+}
+
+/// NVRTC's directory, where there is one.
+fn nvrtc(test: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os("HANDBERT_NVRTC").map(PathBuf::from);
+    if dir.is_none() {
+        println!("skipped: {test}: HANDBERT_NVRTC names no directory with libnvrtc.so");
+    }
+    dir
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(dir).expect("listed").map(|e| e.expect("an entry").path()).collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn without_nvrtc_there_is_a_message_that_says_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let run =
+        handbert(None, dir.path(), None, &["kernels", "compile", "--arch", "sm_90a", "--out", out.to_str().unwrap()]);
+    if run.code == Some(0) {
+        return println!("skipped: NVRTC is installed where every program finds it");
+    }
+    assert_eq!(run.code, Some(2));
+    for part in ["NVRTC", "libnvrtc.so", "pip install nvidia-cuda-nvrtc", "HANDBERT_KERNELS"] {
+        assert!(run.err.contains(part), "{}", run.err);
+    }
+    assert!(!out.exists());
+}
+
+#[test]
+fn architectures_and_sizes_that_there_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let compile =
+        |args: &[&str]| handbert(None, dir.path(), None, &[&["kernels", "compile", "--out", "k"], args].concat());
+    let run = compile(&["--arch", "sm_75"]);
+    assert!(run.code == Some(2) && run.err.contains("sm_75") && run.err.contains("sm_90a"), "{}", run.err);
+    let run = compile(&["--size", "DEPTH=3"]);
+    assert!(run.code == Some(2) && run.err.contains("DEPTH") && run.err.contains("WIDTH"), "{}", run.err);
+}
+
+#[test]
+fn what_was_compiled_elsewhere_serves_a_machine_without_nvrtc() {
+    let Some(nvrtc) = nvrtc("what_was_compiled_elsewhere_serves_a_machine_without_nvrtc") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (out, cache) = (dir.path().join("kernels"), dir.path().join("cache"));
+    let compile = ["kernels", "compile", "--arch", "sm_90a", "--out", out.to_str().unwrap(), "--json"];
+    let run = handbert(Some(&nvrtc), &cache, None, &compile);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let json: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    assert_eq!(json["modules"].as_array().unwrap().len(), files(&out).len());
+    let list = ["kernels", "list", "--arch", "sm_90a", "--json"];
+    let run = handbert(None, &cache, Some(&out), &list);
+    assert_eq!(run.code, Some(0), "{}", run.err);
+    let json: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    for kernel in json["kernels"].as_array().unwrap() {
+        assert!(kernel["registers"].as_u64().unwrap() > 0, "{kernel}");
+        assert_eq!(kernel["spilled_bytes"], 0, "{kernel}");
+    }
+    let taken = dir.path().join("taken");
+    std::fs::write(&taken, "a file").unwrap();
+    let beneath = taken.join("kernels");
+    let compile = ["kernels", "compile", "--arch", "sm_90a", "--out", beneath.to_str().unwrap()];
+    let run = handbert(Some(&nvrtc), &cache, None, &compile);
+    assert!(run.code == Some(2) && run.err.contains("taken") && run.err.contains("can be written"), "{}", run.err);
+}
+
+#[test]
+fn the_cache_serves_mends_itself_and_is_not_needed() {
+    let Some(nvrtc) = nvrtc("the_cache_serves_mends_itself_and_is_not_needed") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let list = |cache: &Path| handbert(Some(&nvrtc), cache, None, &["kernels", "list", "--arch", "sm_80"]);
+    let cache = dir.path().join("cache");
+    let first = list(&cache);
+    assert_eq!((first.code, first.err.as_str()), (Some(0), ""));
+    let [version] = &files(&cache)[..] else { panic!("one directory, for this version of NVRTC") };
+    let cached = files(version);
+    let whole: Vec<Vec<u8>> = cached.iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let mut damaged = whole[0].clone();
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&cached[0], damaged).unwrap();
+    let second = list(&cache);
+    assert_eq!((second.code, &second.out), (Some(0), &first.out));
+    assert!(second.err.contains("damaged") && second.err.contains(cached[0].to_str().unwrap()), "{}", second.err);
+    for (file, whole) in cached.iter().zip(&whole) {
+        assert!(std::fs::read(file).unwrap() == *whole, "{} is whole again", file.display());
+    }
+    let third = list(&cache);
+    assert_eq!((third.code, third.err.as_str(), &third.out), (Some(0), "", &first.out));
+
+    let no_directory = dir.path().join("file");
+    std::fs::write(&no_directory, "").unwrap();
+    let run = list(&no_directory);
+    assert_eq!((run.code, &run.out), (Some(0), &first.out));
+    assert!(run.err.contains("HANDBERT_CACHE"), "{}", run.err);
+}
