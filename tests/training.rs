@@ -14,7 +14,7 @@ use handbert::model::{Config, DistilBert, Head, ParamTable, hub};
 use handbert::train::loader::{Group, LastOfEpoch, Loader};
 use handbert::train::optimizer::AdamSettings;
 use handbert::train::run_dir::read_metrics;
-use handbert::train::step::Trainer;
+use handbert::train::step::{Replay, Trainer};
 use handbert::train::task::{MicroBatch, Objective};
 use handbert::train::{
     Batching, ClassWeights, Ended, Error, EvalPlan, EvalResult, Every, Length, Metric, Silent, Task, TrainPlan,
@@ -113,9 +113,14 @@ fn four_small_batches_are_as_good_as_one_large() {
         let model = DistilBert::new(&be, config.clone(), Head::Mlm, &values).expect("a model");
         let masked = objective(&corpus, &plan).masked_capacity(batch_tokens);
         let capacity = Capacity { tokens: batch_tokens, sequences: batch_tokens, masked };
-        let mut trainer = Trainer::new(&be, model, adam, capacity, 42).expect("a trainer");
+        let mut trainer = Trainer::new(&be, model, adam, capacity, 42, Replay::WhenItCan).expect("a trainer");
         let groups = groups(&corpus, &plan, 1);
-        let outcomes: Vec<_> = groups.iter().map(|group| trainer.step(&be, group, 1.0).expect("a step")).collect();
+        let mut step = |group| {
+            trainer.begin(&be, group)?;
+            trainer.complete(&be, 1.0)?;
+            trainer.settle(&be)
+        };
+        let outcomes: Vec<_> = groups.iter().map(|group| step(group).expect("a step").expect("its outcome")).collect();
         let after = handbert::backend::Memory::read_weights(&be, &trainer.model.weights).expect("weights");
         (outcomes, values, after)
     };

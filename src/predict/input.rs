@@ -10,7 +10,7 @@ use crate::data::source::{Format, RowReader, Source, is_stream};
 use crate::data::{Error as DataError, RecordSpec, Row};
 
 /// A block is handed on at this many rows, or
-const BLOCK_ROWS: usize = 512;
+pub(super) const BLOCK_ROWS: usize = 512;
 /// at this many bytes of text: whichever comes first.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Bad rows that are named.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::classify::{Classifier, Decision};
 use super::columns::{Added, Scores};
-use super::input::{Fit, Inputs, ReadCounts};
+use super::input::{BLOCK_ROWS, Fit, Inputs, ReadCounts};
 use super::output::{Destination, RowWriter};
 use super::queue::{Queue, Scored, Tokenized};
 use super::tokens::{Cutter, TokenCounts, tokenize};
@@ -113,7 +113,8 @@ pub fn run<B: Backend>(be: &B, model: &DistilBert<B>, job: Job<'_>) -> Result<Su
 
     let began = Instant::now();
     let (blocks_in, blocks) = sync_channel(IN_FLIGHT);
-    let (tokenized_in, tokenized) = sync_channel(IN_FLIGHT);
+    // Blocks enough for a full batch of the shortest texts: so many are tokenized while another batch is computed.
+    let (tokenized_in, tokenized) = sync_channel(IN_FLIGHT.max(sequences.div_ceil(BLOCK_ROWS)));
     let (scored_in, scored) = sync_channel(IN_FLIGHT);
     let computing = Computing {
         queue: Queue::new(options.batch_tokens, sequences, classifier.classes()),

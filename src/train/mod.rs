@@ -37,5 +37,6 @@ pub use policy::{Every, Metric, Policy};
 pub use records::{ClassifierEval, Curves, EvalRecord, EvalResult, MlmEval, Record, StepRecord};
 pub use run::{Ended, Summary, run};
 pub use start::Start;
+pub use step::Replay;
 pub use task::{ClassWeights, Task};
 pub use unigram::Unigram;

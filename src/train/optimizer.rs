@@ -1,6 +1,6 @@
 //! AdamW's settings and moments.
 
-use crate::backend::{AdamW, Backend, UpdateSpan};
+use crate::backend::{self, AdamW, Backend, UpdateSpan};
 use crate::model::ParamTable;
 
 use super::Result;
@@ -40,6 +40,7 @@ impl Default for AdamSettings {
 pub struct Optimizer<B: Backend> {
     settings: AdamSettings,
     spans: Vec<UpdateSpan>,
+    hyper: B::Hyper,
     /// First moments, laid out as the parameters.
     pub m: B::Flat,
     /// Second moments.
@@ -54,17 +55,15 @@ impl<B: Backend> Optimizer<B> {
         Ok(Optimizer {
             settings,
             spans: table.update_spans(),
+            hyper: be.hyper()?,
             m: be.flat(table.flat_len)?,
             v: be.flat(table.flat_len)?,
             updates: 0,
         })
     }
 
-    /// Clips by the norm in `tally` and updates the weights; `factor` is the schedule's. A norm that is
-    /// not finite changes nothing; only the caller can see that, so it does the counting.
-    pub fn update(
-        &mut self, be: &B, weights: &mut B::Weights, grads: &B::Flat, tally: &B::Tally, factor: f64,
-    ) -> Result<()> {
+    /// Sets what the next update goes by; `factor` is the schedule's.
+    pub fn prepare(&mut self, be: &B, factor: f64) -> Result<()> {
         let s = &self.settings;
         let hyper = AdamW {
             learning_rate: (s.learning_rate * factor) as f32,
@@ -75,6 +74,14 @@ impl<B: Backend> Optimizer<B> {
             max_norm: s.max_grad_norm as f32,
             step: self.updates.saturating_add(1),
         };
-        Ok(be.adamw(weights, grads, &mut self.m, &mut self.v, &self.spans, &hyper, tally)?)
+        Ok(be.set_hyper(&mut self.hyper, &hyper)?)
+    }
+
+    /// Clips by the norm in `tally` and updates the weights. A norm that is not finite changes nothing; only who sees
+    /// the tally knows, and does the counting.
+    pub fn update(
+        &mut self, be: &B, weights: &mut B::Weights, grads: &B::Flat, tally: &B::Tally,
+    ) -> backend::Result<()> {
+        be.adamw(weights, grads, &mut self.m, &mut self.v, &self.spans, &self.hyper, tally)
     }
 }

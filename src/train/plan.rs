@@ -9,6 +9,7 @@ use crate::model::Config;
 use super::optimizer::AdamSettings;
 use super::policy::{Every, Metric, Policy};
 use super::schedule::{Schedule, ScheduleKind, Warmup};
+use super::step::Replay;
 use super::task::Task;
 use super::{Error, Result};
 
@@ -142,6 +143,8 @@ pub struct TrainPlan {
     pub logging_steps: u64,
     /// Of order, masks and dropout.
     pub seed: u64,
+    /// How steps are computed; makes no difference to what comes of them.
+    pub replay: Replay,
     /// What the caller adds to `run.toml`: which model, which data.
     pub provenance: toml::Table,
 }
@@ -172,6 +175,7 @@ impl TrainPlan {
             },
             logging_steps: 10,
             seed: 42,
+            replay: Replay::WhenItCan,
             provenance: toml::Table::new(),
         }
     }

@@ -125,7 +125,7 @@ fn check_vocabulary(start: &Start, entries: usize) -> Result<()> {
 /// The model and moments that `start` says.
 fn trainer<B: Backend>(be: &B, start: Start, plan: &TrainPlan, capacity: Capacity) -> Result<Trainer<B>> {
     let model = DistilBert::new(be, start.config, start.head, &start.values)?;
-    let mut trainer = Trainer::new(be, model, plan.adam, capacity, plan.seed)?;
+    let mut trainer = Trainer::new(be, model, plan.adam, capacity, plan.seed, plan.replay)?;
     if let Some(checkpoint) = &start.checkpoint {
         let [m, v] = checkpoint.moments(&trainer.model.table)?;
         be.write_flat(&mut trainer.optimizer.m, &m)?;

@@ -36,7 +36,16 @@ pub struct Session<'a, B: Backend> {
     dir: RunDir,
     observer: &'a mut dyn Observer,
     began: Began,
+    /// Up to when the seconds of steps are counted.
+    counted: Instant,
     packing: Packing,
+    under_way: Option<UnderWay>,
+}
+
+/// A step that was completed, of which the host does not know yet what came.
+struct UnderWay {
+    group: Group,
+    place: Place,
 }
 
 /// What was packed in this sitting.
@@ -89,7 +98,9 @@ impl<'a, B: Backend> Session<'a, B> {
             dir,
             observer,
             began,
+            counted: Instant::now(),
             packing: Packing::Part(PackCounts::default()),
+            under_way: None,
         }
     }
 
@@ -105,38 +116,57 @@ impl<'a, B: Backend> Session<'a, B> {
         if self.plan.policy.out_of_patience(&self.state.policy) {
             return Ok(Ended::OutOfPatience);
         }
+        self.counted = Instant::now();
         loop {
             if self.state.step >= self.state.total_steps {
                 return Ok(Ended::Finished);
             }
-            let began = Instant::now();
             let group = groups.recv().map_err(|_| Error::Plan("the loader stopped".into()))??;
-            let outcome = self.step(&group)?;
-            self.count(&group, &outcome, began.elapsed().as_secs_f64())?;
-            let place = match group.last_of_epoch {
-                _ if self.state.step == self.state.total_steps => Place::RunEnd,
-                LastOfEpoch::Yes => Place::EpochEnd,
-                LastOfEpoch::No => Place::Within,
-            };
-            self.log(&outcome, place)?;
-            let actions = self.plan.policy.after_step(Moment { step: self.state.step, place });
-            if let Some(ended) = self.perform(actions)? {
-                return Ok(ended);
+            let moment = self.step(group)?;
+            let actions = self.plan.policy.after_step(moment);
+            if self.trainer.is_done(self.be)? {
+                self.settle()?;
+            }
+            if !actions.is_empty() || self.observer.wants_stop() {
+                self.settle()?;
+                if let Some(ended) = self.perform(actions)? {
+                    return Ok(ended);
+                }
+                self.counted = Instant::now();
             }
         }
     }
 
-    fn step(&mut self, group: &Group) -> Result<StepOutcome> {
-        let factor = self.plan.schedule.factor(self.state.step + 1, self.state.total_steps);
-        self.trainer.step(self.be, group, factor)
+    /// Makes a step, settling the one before while a device is busy with this one's passes.
+    fn step(&mut self, group: Group) -> Result<Moment> {
+        self.trainer.begin(self.be, &group)?;
+        self.settle()?;
+        let (step, total) = (self.state.step + 1, self.state.total_steps);
+        self.trainer.complete(self.be, self.plan.schedule.factor(step, total))?;
+        let place = match group.last_of_epoch {
+            _ if step == total => Place::RunEnd,
+            LastOfEpoch::Yes => Place::EpochEnd,
+            LastOfEpoch::No => Place::Within,
+        };
+        self.under_way = Some(UnderWay { group, place });
+        Ok(Moment { step, place })
+    }
+
+    /// Waits for the step under way, if there is one, counts and logs it.
+    fn settle(&mut self) -> Result<()> {
+        let Some(UnderWay { group, place }) = self.under_way.take() else { return Ok(()) };
+        let Some(outcome) = self.trainer.settle(self.be)? else { return Ok(()) };
+        let now = Instant::now();
+        let seconds = now.duration_since(self.counted).as_secs_f64();
+        self.counted = now;
+        self.count(&group, &outcome, seconds)?;
+        self.log(&outcome, place)
     }
 
     /// Brings the state up to date; `seconds` is what waiting for the batches and the step took.
     fn count(&mut self, group: &Group, outcome: &StepOutcome, seconds: f64) -> Result<()> {
         let s = &mut self.state;
         s.step += 1;
-        s.updates = self.trainer.optimizer.updates;
-        s.micro_batches = self.trainer.micro_batches;
         s.tokens += group.tokens;
         s.epoch = group.epoch;
         s.cursor = group.cursor.clone();
@@ -262,6 +292,8 @@ impl<'a, B: Backend> Session<'a, B> {
     fn save(&mut self) -> Result<Vec<Action>> {
         let actions = self.plan.policy.after_save(&mut self.state.policy, self.state.step);
         self.state.seconds = self.seconds();
+        self.state.updates = self.trainer.optimizer.updates;
+        self.state.micro_batches = self.trainer.micro_batches;
         let Trainer { model, optimizer, .. } = &self.trainer;
         let path = checkpoint::write(
             self.dir.path(),

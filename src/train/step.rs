@@ -1,6 +1,11 @@
 //! One optimizer step: forward and backward of every batch of the group, then clip and update.
+//!
+//! A step is begun, the one before it settled, then it is completed: what comes of a step is known to the host only when
+//! the next one's passes are under way, so a device never waits for the host. The first step is computed op by op; from
+//! the second on, a backend that can records its passes and its update once and computes the recordings.
 
-use crate::backend::{Backend, Capacity};
+use crate::backend::{Backend, Capacity, Result as OpResult};
+use crate::model::distilbert::Workspace;
 use crate::model::{DistilBert, Mode};
 
 use super::Result;
@@ -15,8 +20,32 @@ pub struct Trainer<B: Backend> {
     pub optimizer: Optimizer<B>,
     /// Batches gone forward so far: the step number of dropout.
     pub micro_batches: u64,
-    workspace: crate::model::distilbert::Workspace<B>,
+    workspace: Workspace<B>,
     grads: B::Flat,
+    computed: Computed<B>,
+    posted: Option<B::Receipt>,
+}
+
+/// How a step's ops are computed.
+enum Computed<B: Backend> {
+    /// One by one, as nothing has been computed yet or recording is not wanted.
+    OneByOne(Replay),
+    /// As they were recorded.
+    Recorded {
+        /// Forward and backward of a batch.
+        pass: B::Recording,
+        /// Norm and update.
+        update: B::Recording,
+    },
+}
+
+/// Whether a backend that can record steps is to do so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// From the second step on.
+    WhenItCan,
+    /// Every op of every step is launched by itself.
+    Never,
 }
 
 /// What a step did.
@@ -50,34 +79,77 @@ impl StepOutcome {
 
 impl<B: Backend> Trainer<B> {
     /// Everything a step needs, planned for batches up to `capacity`; `seed` is that of dropout.
-    pub fn new(be: &B, model: DistilBert<B>, adam: AdamSettings, capacity: Capacity, seed: u64) -> Result<Self> {
+    pub fn new(
+        be: &B, model: DistilBert<B>, adam: AdamSettings, capacity: Capacity, seed: u64, replay: Replay,
+    ) -> Result<Self> {
         let workspace = model.workspace(be, capacity, Mode::Training, seed)?;
         let optimizer = Optimizer::new(be, &model.table, adam)?;
         let grads = be.flat(model.table.flat_len)?;
-        Ok(Trainer { model, optimizer, micro_batches: 0, workspace, grads })
+        let computed = Computed::OneByOne(replay);
+        Ok(Trainer { model, optimizer, micro_batches: 0, workspace, grads, computed, posted: None })
     }
 
-    /// Makes one step; `factor` is the schedule's.
-    pub fn step(&mut self, be: &B, group: &Group, factor: f64) -> Result<StepOutcome> {
+    /// Starts forward and backward of a group's batches.
+    pub fn begin(&mut self, be: &B, group: &Group) -> Result<()> {
         // One division for the whole effective batch; a group without targets has no gradient.
         let loss_scale = if group.weight > 0.0 { (1.0 / group.weight) as f32 } else { 0.0 };
         be.zero(&mut self.grads)?;
         for micro in &group.micro {
             let view = micro.view(loss_scale, self.micro_batches as u32);
             self.model.upload(be, &view, &mut self.workspace)?;
-            self.model.loss_and_grads(be, &mut self.workspace, &mut self.grads)?;
+            match &self.computed {
+                Computed::OneByOne(_) => self.pass(be)?,
+                Computed::Recorded { pass, .. } => be.replay(pass)?,
+            }
             self.micro_batches += 1;
         }
-        let tally = &mut self.workspace.tally;
-        be.grad_norm(&self.grads, tally)?;
-        self.optimizer.update(be, &mut self.model.weights, &self.grads, tally, factor)?;
-        // Read once, after the update: on a device, this is the only wait.
-        let sums = be.take_tally(tally)?;
+        Ok(())
+    }
+
+    /// Whether settling would not wait.
+    pub fn is_done(&self, be: &B) -> Result<bool> {
+        self.posted.as_ref().map_or(Ok(true), |receipt| Ok(be.is_ready(receipt)?))
+    }
+
+    /// What came of the step completed last; `None` if that was told already. Waits for it.
+    pub fn settle(&mut self, be: &B) -> Result<Option<StepOutcome>> {
+        let Some(receipt) = self.posted.take() else { return Ok(None) };
+        let sums = be.collect(receipt)?;
         let finite = sums.grad_norm.is_finite();
         if finite {
             self.optimizer.updates += 1;
         }
         let update = if finite && sums.loss.is_finite() { Update::Made } else { Update::Skipped };
-        Ok(StepOutcome { loss: sums.loss, weight: sums.weight, grad_norm: sums.grad_norm, update })
+        Ok(Some(StepOutcome { loss: sums.loss, weight: sums.weight, grad_norm: sums.grad_norm, update }))
+    }
+
+    /// Clips and updates, for the group that was begun; `factor` is the schedule's. The step before must be settled:
+    /// whether it made an update decides on this one's bias correction.
+    pub fn complete(&mut self, be: &B, factor: f64) -> Result<()> {
+        self.optimizer.prepare(be, factor)?;
+        match &self.computed {
+            Computed::OneByOne(_) => self.update(be)?,
+            Computed::Recorded { update, .. } => be.replay(update)?,
+        }
+        self.posted = Some(be.post_tally(&mut self.workspace.tally)?);
+        if let Computed::OneByOne(Replay::WhenItCan) = self.computed {
+            self.computed = self.recorded(be)?;
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, be: &B) -> OpResult<()> {
+        self.model.loss_and_grads(be, &mut self.workspace, &mut self.grads)
+    }
+
+    fn update(&mut self, be: &B) -> OpResult<()> {
+        be.grad_norm(&self.grads, &mut self.workspace.tally)?;
+        self.optimizer.update(be, &mut self.model.weights, &self.grads, &self.workspace.tally)
+    }
+
+    fn recorded(&mut self, be: &B) -> Result<Computed<B>> {
+        let Some(pass) = be.record(&mut || self.pass(be))? else { return Ok(Computed::OneByOne(Replay::Never)) };
+        let Some(update) = be.record(&mut || self.update(be))? else { return Ok(Computed::OneByOne(Replay::Never)) };
+        Ok(Computed::Recorded { pass, update })
     }
 }

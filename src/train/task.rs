@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::BatchView;
 use crate::data::MaskedBatch;
-use crate::data::mask::{MaskUnit, Masker};
+use crate::data::mask::{self, MaskUnit, Masker};
 use crate::data::pack::{Empty, LabelNeed};
 use crate::data::split::{Split, Subset};
 use crate::data::token_set::TokenSet;
@@ -82,6 +82,14 @@ impl Task {
         match (self, head) {
             (Task::Mlm { .. }, Head::Mlm) | (Task::Classifier { .. }, Head::Classifier { .. }) => Ok(()),
             _ => Err(Error::Plan(format!("the model is a {}, which is not what this task needs", head.architecture()))),
+        }
+    }
+
+    /// Most masked positions in a batch of `tokens`.
+    pub fn masked_capacity(&self, tokens: usize) -> usize {
+        match self {
+            Task::Mlm { probability, unit } => mask::capacity(tokens, *probability, *unit),
+            Task::Classifier { .. } => 0,
         }
     }
 
