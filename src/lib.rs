@@ -11,6 +11,7 @@
 //! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
 //! | [`train`] | step, optimizer, schedule, policy, checkpoint, metrics, report | `model`, `data` |
 //! | [`predict`] | streaming inference over files | `model`, `data` |
+//! | [`bench`] | what a pass costs before it is run: FLOPs, bytes, memory, time at a card's ceilings | `model`, `backend` |
 //! | [`cli`] | one command, one file: typed arguments → validated plan → run | all of them |
 //!
 //! Data flows one way:
@@ -19,6 +20,7 @@
 //! prefix sums of the sequence lengths.
 
 pub mod backend;
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod model;

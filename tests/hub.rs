@@ -135,6 +135,19 @@ fn a_snapshot_without_weights_is_not_enough() {
     refused(&Hub { cache: None, ..offline(Path::new("")) }, "m", &["no cache to look in; set HF_HOME"]);
 }
 
+#[test]
+fn a_configuration_needs_no_weights() {
+    let cache = tempfile::tempdir().unwrap();
+    let hub = offline(cache.path());
+    assert!(hub.resolve_config("m").unwrap_err().to_string().contains("not whole"));
+    let snapshot = cached(cache.path(), "models--m", "1", &["config.json"]);
+    refer(cache.path(), "models--m", "main", "1");
+    assert_eq!(hub.resolve_config("m").unwrap(), snapshot.join("config.json"));
+    assert_eq!(hub.resolve_config(snapshot.to_str().unwrap()).unwrap(), snapshot.join("config.json"));
+    let error = hub.resolve_config(cache.path().to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("has no config.json"), "{error}");
+}
+
 #[cfg(feature = "download")]
 mod download {
     use std::io::{BufRead, BufReader, Write};
@@ -227,6 +240,17 @@ mod download {
         assert_eq!(server.hub(cache.path()).resolve("org/tiny").unwrap(), snapshot);
         assert_eq!(offline(cache.path()).resolve("org/tiny").unwrap(), snapshot);
         assert_eq!(server.asked.lock().unwrap().len(), asked.len(), "the second time comes from the cache");
+    }
+
+    #[test]
+    fn a_configuration_is_fetched_alone_and_the_rest_when_it_is_wanted() {
+        let server = TinyHub::start(fixture_files("mlm"));
+        let cache = tempfile::tempdir().unwrap();
+        let config = server.hub(cache.path()).resolve_config("org/tiny").unwrap();
+        assert_eq!(config, cache.path().join("models--org--tiny/snapshots").join(COMMIT).join("config.json"));
+        assert!(!config.with_file_name("model.safetensors").exists());
+        let snapshot = server.hub(cache.path()).resolve("org/tiny").unwrap();
+        assert!(hub::load(&snapshot, &Wanted::AsSaved, 0).is_ok());
     }
 
     #[test]

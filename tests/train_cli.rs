@@ -43,7 +43,7 @@ impl Bench {
     fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
         command.current_dir(self.dir.path()).args(arguments.split_whitespace()).args(["--threads", "2"]);
-        command.stdin(Stdio::null());
+        command.stdin(Stdio::null()).env("HANDBERT_DEVICE", "cpu");
         command
     }
 
@@ -120,6 +120,27 @@ fn from_files_to_a_classifier_and_back_from_run_toml() {
     assert!(weights(&bench.path("classifier")) == weights(&bench.path("classifier2")));
     bench.ok("train classifier --config-file classifier/run.toml --out classifier3 --seed 1");
     assert!(weights(&bench.path("classifier")) != weights(&bench.path("classifier3")));
+}
+
+#[test]
+fn auto_is_the_default_on_a_cpu_and_no_graph_changes_nothing() {
+    let bench = Bench::new(60);
+    let train =
+        |tokens: &str| format!("{} --max-steps 2 --eval-strategy no", MLM.replace("--batch-tokens 512", tokens));
+    bench.ok(&format!("{} --out default", train("")));
+    bench.ok(&format!("{} --out auto", train("--batch-tokens auto --no-graph")));
+    bench.write("auto.toml", "batch_tokens = \"auto\"\n");
+    bench.ok(&format!("{} --out file", train("--config-file auto.toml")));
+    let settings = |out: &str| std::fs::read_to_string(bench.path(out).join("run.toml")).expect("settings");
+    assert!(settings("default").contains("batch_tokens = 4096"), "{}", settings("default"));
+    for out in ["auto", "file"] {
+        assert_eq!(settings(out), settings("default"));
+        assert!(weights(&bench.path(out)) == weights(&bench.path("default")), "{out}");
+    }
+    // It is no property of a run.
+    bench.write("graph.toml", "no_graph = true\n");
+    assert!(bench.refused(&format!("{} --out x", train("--config-file graph.toml"))).contains("no_graph"));
+    bench.ok("eval mlm --model auto --data postings.jsonl --batch-tokens auto");
 }
 
 /// Waits until a run has logged a step.

@@ -1,13 +1,12 @@
 //! What every command takes.
 
 use std::io::{IsTerminal, Write};
-use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::backend::cpu::Cpu;
+use super::DeviceArg;
 
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
@@ -38,34 +37,6 @@ fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(..=1024)
 }
 
-/// Where to compute.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceArg {
-    /// CUDA where it is found, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// The GPU of this number.
-    Cuda(u32),
-}
-
-impl FromStr for DeviceArg {
-    type Err = String;
-
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s {
-            "auto" => Ok(DeviceArg::Auto),
-            "cpu" => Ok(DeviceArg::Cpu),
-            "cuda" => Ok(DeviceArg::Cuda(0)),
-            _ => s
-                .strip_prefix("cuda:")
-                .and_then(|n| n.parse().ok())
-                .map(DeviceArg::Cuda)
-                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
 impl Common {
     /// Logs go to stderr; RUST_LOG overrides the level.
     pub(super) fn start_logging(&self) {
@@ -81,16 +52,7 @@ impl Common {
             .init();
     }
 
-    /// The backend asked for, with rayon's global pool at `--threads`.
-    pub fn backend(&self) -> Result<Cpu> {
-        if let DeviceArg::Cuda(n) = self.device {
-            bail!("--device cuda:{n}: this version computes on the CPU only; use --device cpu");
-        }
-        self.start_threads()?;
-        Ok(Cpu::new())
-    }
-
-    /// Sets rayon's global pool to `--threads`, for commands that need no backend; call it once.
+    /// Sets rayon's global pool to `--threads`, for commands that compute on no device; call it once.
     pub fn start_threads(&self) -> Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(self.threads).build_global().context("starting the threads")
     }

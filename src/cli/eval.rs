@@ -8,18 +8,20 @@ use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::batch_tokens::{BatchTokens, Needs};
 use super::corpus::{Corpus, Data, Earlier, Making, check_tokenizer};
+use super::device::Computation;
 use super::figures::table;
 use super::settings::{list, named, over};
 use super::train::args::{ClassArgs, LABEL_COLUMN, MaskingArgs};
-use super::train::plan::{long, masking_task, packing};
+use super::train::plan::{default_tokens, long, masking_task, packing};
 use super::{Common, Outcome, interrupt};
 use crate::backend::Backend;
 use crate::data::record::RecordSpec;
 use crate::data::split::Subset;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::hub::{self, Wanted};
-use crate::model::{Config, DistilBert};
+use crate::model::hub::{self, Loaded, Wanted};
+use crate::model::{Config, DistilBert, Mode};
 use crate::train::checkpoint;
 use crate::train::plan::DEFAULT_MAX_LENGTH;
 use crate::train::run_dir::SETTINGS;
@@ -48,9 +50,9 @@ pub struct TargetArgs {
     /// Only the first so many postings
     #[arg(long, value_name = "POSTINGS")]
     limit: Option<u64>,
-    /// Tokens in a batch
-    #[arg(long, value_name = "TOKENS", default_value_t = train::plan::DEFAULT_BATCH_TOKENS)]
-    batch_tokens: usize,
+    /// Tokens in a batch. auto: as many thousands as fit the GPU's free memory, at most 65536; on a CPU the default
+    #[arg(long, value_name = "TOKENS|auto", default_value_t = BatchTokens::Tokens(train::plan::DEFAULT_BATCH_TOKENS))]
+    batch_tokens: BatchTokens,
 }
 
 /// What is as in training where a run wrote the model and nothing else is asked for.
@@ -121,11 +123,11 @@ pub fn run(task: &Task, common: &Common) -> Result<Outcome> {
 
 fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
     // Before anything is computed: it sets the number of threads.
-    let be = common.backend()?;
+    let backend = common.backend()?;
     let dir = hub::resolve(&args.target.model)?;
     let how = asked(&dir, &args.how)?;
     let task = masking_task(&how.masking)?;
-    let model = load(&be, &dir, &task)?;
+    let model = load(&dir, &task)?;
     let mut batching = how.data.batching(&args.target, &model.config);
     batching.packing = packing(&how.masking, &model.config)?;
 
@@ -135,16 +137,17 @@ fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
     let corpus = open(&args.target, &dir, &making, common)?;
     let unigram = Unigram::count(&corpus.set, batching.split(), args.target.limit, model.config.vocab_size)?;
     let plan = EvalPlan { task, batching, subset: args.target.subset, seed: common.seed };
-    measure(&be, &model, Measure { corpus, plan, unigram: Some(unigram) }, common)
+    let batch_tokens = args.target.batch_tokens;
+    backend.run(Measurement { model, corpus, plan, batch_tokens, unigram: Some(unigram), common })
 }
 
 fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
-    let be = common.backend()?;
+    let backend = common.backend()?;
     let dir = hub::resolve(&args.target.model)?;
     let how = asked(&dir, &args.how)?;
     let positive = how.class.positive_label.clone();
     let task = train::Task::Classifier { positive, class_weights: ClassWeights::Equal };
-    let model = load(&be, &dir, &task)?;
+    let model = load(&dir, &task)?;
     let known = &model.config.labels;
     let mut batching = how.data.batching(&args.target, &model.config);
     batching.long = long(&how.class, batching.max_length)?;
@@ -166,40 +169,49 @@ fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
         );
     }
     let plan = EvalPlan { task, batching, subset: args.target.subset, seed: common.seed };
-    measure(&be, &model, Measure { corpus, plan, unigram: None }, common)
+    let batch_tokens = args.target.batch_tokens;
+    backend.run(Measurement { model, corpus, plan, batch_tokens, unigram: None, common })
 }
 
-fn load<B: Backend>(be: &B, dir: &Path, task: &train::Task) -> Result<DistilBert<B>> {
+fn load(dir: &Path, task: &train::Task) -> Result<Loaded> {
     let loaded = hub::load(dir, &Wanted::AsSaved, 0)?;
     task.check_head(loaded.head).with_context(|| dir.display().to_string())?;
-    Ok(DistilBert::new(be, loaded.config, loaded.head, &loaded.values)?)
+    Ok(loaded)
 }
 
-/// What to measure on, and against what.
-struct Measure {
+/// What to measure, on what, and against what.
+struct Measurement<'a> {
+    model: Loaded,
     corpus: Corpus,
     plan: EvalPlan,
+    batch_tokens: BatchTokens,
     unigram: Option<Unigram>,
+    common: &'a Common,
 }
 
-/// Evaluates and prints.
-fn measure<B: Backend>(be: &B, model: &DistilBert<B>, what: Measure, common: &Common) -> Result<Outcome> {
-    let Measure { corpus, plan, unigram } = what;
-    let stop = interrupt::stop_flag()?;
-    let bar = common.progress(1, "{bar:30} {pos}/{len} batches  {elapsed} gone, {eta} left")?;
-    let eval = evaluate(be, model, &corpus.set, plan, unigram.as_ref(), &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-        if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })?;
-    bar.finish_and_clear();
-    let mut eval = eval.context("interrupted")?;
-    if let EvalResult::Classifier(eval) = &mut eval {
-        // Points for pictures, not figures to read.
-        eval.curves = None;
+impl Computation for Measurement<'_> {
+    /// Evaluates and prints.
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
+        let Measurement { model, corpus, mut plan, batch_tokens, unigram, common } = self;
+        let needs = Needs { config: &model.config, head: model.head, task: &plan.task, mode: Mode::Inference };
+        plan.batching.batch_tokens = batch_tokens.settled(be, &needs, plan.batching.batch_tokens)?;
+        let model = DistilBert::new(be, model.config, model.head, &model.values)?;
+        let stop = interrupt::stop_flag()?;
+        let bar = common.progress(1, "{bar:30} {pos}/{len} batches  {elapsed} gone, {eta} left")?;
+        let eval = evaluate(be, &model, &corpus.set, plan, unigram.as_ref(), &mut |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        bar.finish_and_clear();
+        let mut eval = eval.context("interrupted")?;
+        if let EvalResult::Classifier(eval) = &mut eval {
+            // Points for pictures, not figures to read.
+            eval.curves = None;
+        }
+        common.print(&serde_json::to_value(&eval).context("figures")?, &table(&eval))?;
+        Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
     }
-    common.print(&serde_json::to_value(&eval).context("figures")?, &table(&eval))?;
-    Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
 }
 
 /// The token set, or one made of the files with the model's tokenizer.
@@ -223,7 +235,7 @@ impl DataArgs {
         let default = Batching::default();
         Batching {
             max_length: self.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(config.max_position_embeddings)),
-            batch_tokens: target.batch_tokens,
+            batch_tokens: default_tokens(config),
             validation_split_percentage: self
                 .validation_split_percentage
                 .unwrap_or(default.validation_split_percentage),

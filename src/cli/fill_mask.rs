@@ -1,14 +1,14 @@
 //! `handbert fill-mask`: what a model puts in place of [MASK].
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
+use super::device::Computation;
 use super::{Common, Outcome};
-use crate::backend::cpu::Cpu;
-use crate::backend::{BatchView, Capacity};
+use crate::backend::{Backend, BatchView, Capacity};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub::{self, Wanted};
 use crate::model::{DistilBert, Head, Mode};
@@ -27,17 +27,28 @@ pub struct Args {
 
 pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let dir = hub::resolve(&args.model)?;
-    let be = common.backend()?;
-    let (found, tokenizer) = fill(&be, &dir, &args.text, args.top_k as usize)?;
-    common.print(&as_json(&found, &tokenizer), &as_text(&found, &tokenizer))?;
-    Ok(Outcome::Done)
+    common.backend()?.run(Filling { dir, args, common })
+}
+
+struct Filling<'a> {
+    dir: PathBuf,
+    args: &'a Args,
+    common: &'a Common,
+}
+
+impl Computation for Filling<'_> {
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
+        let (found, tokenizer) = fill(be, &self.dir, &self.args.text, self.args.top_k as usize)?;
+        self.common.print(&as_json(&found, &tokenizer), &as_text(&found, &tokenizer))?;
+        Ok(Outcome::Done)
+    }
 }
 
 /// Tokens and their probabilities, best first, for each mask. [M][k]
 pub(super) type Found = Vec<Vec<(u32, f32)>>;
 
 /// The most probable tokens for each [MASK] of the text, and the vocabulary their ids are of.
-pub(super) fn fill(be: &Cpu, dir: &Path, text: &str, top_k: usize) -> Result<(Found, Tokenizer)> {
+pub(super) fn fill<B: Backend>(be: &B, dir: &Path, text: &str, top_k: usize) -> Result<(Found, Tokenizer)> {
     let loaded = hub::load(dir, &Wanted::AsSaved, 0)?;
     if loaded.head != Head::Mlm {
         bail!("{}: is a classifier; name the model that `handbert train mlm` wrote", dir.display());

@@ -3,8 +3,11 @@
 //! Results go to stdout, logs to stderr. Exit codes: 0 done, 1 done but some rows were bad, 2 nothing
 //! done, and why.
 
+mod batch_tokens;
+mod bench;
 mod common;
 mod corpus;
+mod device;
 mod eval;
 mod figures;
 mod fill_mask;
@@ -12,6 +15,8 @@ mod inspect;
 mod inspect_model;
 mod inspect_set;
 mod interrupt;
+mod kernels;
+mod plan;
 mod predict;
 mod quickstart;
 mod settings;
@@ -24,7 +29,8 @@ use std::process::ExitCode;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-pub use common::{Common, DeviceArg};
+pub use common::Common;
+pub use device::DeviceArg;
 
 /// DistilBERT by hand: adapt it to job postings, fine-tune a classifier, label files of any size.
 #[derive(Debug, Parser)]
@@ -54,6 +60,14 @@ enum Command {
     Predict(predict::Args),
     /// Describe a token set, a model or a checkpoint; with --verify, check every byte
     Inspect(inspect::Args),
+    /// What a training step or a forward pass takes on a GPU, before a run: time, memory, disk
+    Plan(plan::Args),
+    /// The CUDA kernels: what there is, and compiling them ahead of time
+    #[command(subcommand)]
+    Kernels(kernels::Task),
+    /// Measure this device: every op, whole training steps, forward passes
+    #[command(subcommand)]
+    Bench(bench::Task),
     /// Write synthetic labelled postings, deterministic
     Synth(synth::Args),
 }
@@ -81,6 +95,9 @@ pub fn main() -> ExitCode {
         Command::FillMask(args) => fill_mask::run(args, &common),
         Command::Predict(args) => predict::run(args, &common),
         Command::Inspect(args) => inspect::run(args, &common),
+        Command::Plan(args) => plan::run(args, &common),
+        Command::Kernels(task) => kernels::run(task, &common),
+        Command::Bench(task) => bench::run(task, &common),
         Command::Synth(args) => synth::run(args, &common),
     };
     match outcome {

@@ -5,16 +5,21 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 
+use super::batch_tokens::{BatchTokens, Needs};
+use super::device::Computation;
 use super::interrupt::stop_flag;
+use super::train::plan::default_tokens;
 use super::{Common, Outcome};
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::data::pack::Long;
 use crate::data::source::Format;
 use crate::data::tokenizer::Tokenizer;
-use crate::model::{DistilBert, Head, hub};
+use crate::model::hub::{self, Loaded};
+use crate::model::{Config, DistilBert, Head, Mode};
 use crate::predict::classify::Decision;
 use crate::predict::output::Existing;
 use crate::predict::{self, Destination, Form, Inputs, Job, Options, Progress, Scores, Summary, TextColumns};
+use crate::train::Task;
 use crate::train::policy::Metric;
 use crate::train::records::{EvalRecord, Record};
 use crate::train::run_dir;
@@ -55,9 +60,9 @@ pub struct Args {
     /// Put this before the names of the added columns
     #[arg(long)]
     prefix: Option<String>,
-    /// Most tokens computed at once
-    #[arg(long, value_name = "TOKENS", default_value_t = 4096)]
-    batch_tokens: usize,
+    /// Most tokens computed at once. auto: on a GPU, as many thousands as fit its free memory, at most 65536; on a CPU 4096
+    #[arg(long, value_name = "TOKENS|auto", default_value_t = BatchTokens::Auto)]
+    batch_tokens: BatchTokens,
     /// Format of the input, where its name does not say
     #[arg(long)]
     format: Option<Format>,
@@ -121,16 +126,14 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
         named => TextColumns::Named(named),
     };
     let inputs = Inputs::open(&args.files, args.format, text_columns)?;
-    let be = common.backend()?;
+    let backend = common.backend()?;
     let loaded = hub::load(&dir, &hub::Wanted::AsSaved, common.seed)?;
     if !matches!(loaded.head, Head::Classifier { .. }) {
         let model = &args.model;
         bail!("{model}: has no classifier head; train one from it with `handbert train classifier --model {model}`");
     }
     let tokenizer = Tokenizer::load(&dir)?;
-    let model = DistilBert::new(&be, loaded.config, loaded.head, &loaded.values)?;
-    drop(loaded.values);
-    let options = options(args, &trained, &dir, &model)?;
+    let options = options(args, &trained, &dir, &loaded.config)?;
     let (used, wish) = (inputs.text_columns(), trained.text_columns.as_slice());
     if args.text_columns.is_empty() && !wish.is_empty() && used != wish {
         let (used, wish) = (used.join(" + "), wish.join(" + "));
@@ -141,27 +144,53 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
         tracing::info!("text from {}", used.join(" + "));
     }
 
-    let stop = stop_flag()?;
-    let bar = common.progress(0, "{spinner} {pos} rows  {msg}  {elapsed}")?;
-    let began = std::time::Instant::now();
-    let progress = |done: Progress| {
-        bar.set_position(done.rows);
-        bar.set_message(format!("{:.0} tokens/s", done.tokens as f64 / began.elapsed().as_secs_f64()));
-    };
-    let job = Job {
-        inputs,
-        destination: destination.clone(),
-        tokenizer: &tokenizer,
-        labels: &model.config.labels,
-        options: &options,
-        stop: &stop,
-        progress: &progress,
-    };
-    let summary = predict::run(&be, &model, job);
-    bar.finish_and_clear();
-    let summary = summary?;
-    report(&summary, destination.path(), common)?;
-    Ok(if summary.bad_rows == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
+    let batch_tokens = args.batch_tokens;
+    backend.run(Labelling { inputs, destination, model: loaded, tokenizer, options, batch_tokens, common })
+}
+
+/// Files to label, everything about them settled but the size of the batches.
+struct Labelling<'a> {
+    inputs: Inputs,
+    destination: Destination,
+    model: Loaded,
+    tokenizer: Tokenizer,
+    options: Options,
+    batch_tokens: BatchTokens,
+    common: &'a Common,
+}
+
+impl Computation for Labelling<'_> {
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
+        let Labelling { inputs, destination, model, tokenizer, mut options, batch_tokens, common } = self;
+        let (config, head) = (&model.config, model.head);
+        let needs = Needs { config, head, task: &Task::CLASSIFIER, mode: Mode::Inference };
+        options.batch_tokens = batch_tokens.settled(be, &needs, options.batch_tokens)?;
+        let Loaded { config, head, values, .. } = model;
+        let model = DistilBert::new(be, config, head, &values)?;
+        drop(values);
+
+        let stop = stop_flag()?;
+        let bar = common.progress(0, "{spinner} {pos} rows  {msg}  {elapsed}")?;
+        let began = std::time::Instant::now();
+        let progress = |done: Progress| {
+            bar.set_position(done.rows);
+            bar.set_message(format!("{:.0} tokens/s", done.tokens as f64 / began.elapsed().as_secs_f64()));
+        };
+        let job = Job {
+            inputs,
+            destination: destination.clone(),
+            tokenizer: &tokenizer,
+            labels: &model.config.labels,
+            options: &options,
+            stop: &stop,
+            progress: &progress,
+        };
+        let summary = predict::run(be, &model, job);
+        bar.finish_and_clear();
+        let summary = summary?;
+        report(&summary, destination.path(), common)?;
+        Ok(if summary.bad_rows == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
+    }
 }
 
 impl Trained {
@@ -176,8 +205,8 @@ impl Trained {
     }
 }
 
-fn options(args: &Args, trained: &Trained, dir: &Path, model: &DistilBert<Cpu>) -> Result<Options> {
-    let most = model.config.max_position_embeddings;
+fn options(args: &Args, trained: &Trained, dir: &Path, config: &Config) -> Result<Options> {
+    let most = config.max_position_embeddings;
     let max_length = args.max_length.or(trained.max_length).unwrap_or(MAX_LENGTH.min(most));
     let long = args.long.or(trained.long).unwrap_or(LongArg::Truncate);
     if args.window_stride.is_some() && long != LongArg::Windows {
@@ -194,10 +223,10 @@ fn options(args: &Args, trained: &Trained, dir: &Path, model: &DistilBert<Cpu>) 
     Ok(Options {
         long,
         max_length,
-        batch_tokens: args.batch_tokens,
+        batch_tokens: default_tokens(config),
         scores: if args.all_scores { Scores::All } else { Scores::Best },
         prefix: args.prefix.clone(),
-        decision: decision(args.threshold, trained, dir, &model.config.labels)?,
+        decision: decision(args.threshold, trained, dir, &config.labels)?,
     })
 }
 

@@ -77,7 +77,7 @@ fn put_over(table: &mut toml::Table, settings: toml::Table) {
 }
 
 /// Options that say what to do with a run rather than what the run is.
-const COMMAND_LINE_ONLY: &[&str] = &["config-file", "out", "overwrite", "resume"];
+const COMMAND_LINE_ONLY: &[&str] = &["config-file", "no-graph", "out", "overwrite", "resume"];
 
 /// Names of a command's options, in snake case. `seed` is an option of every command.
 fn keys<T: clap::Args>() -> Vec<String> {

@@ -41,6 +41,15 @@ enum Role {
     Special,
 }
 
+/// The most tokens hidden in a batch of at most `tokens`, eight standard deviations above the mean.
+pub fn capacity(tokens: usize, probability: f64, unit: MaskUnit) -> usize {
+    let (n, p) = (tokens as f64, probability.clamp(0.0, 1.0));
+    // Words of several tokens come and go together, which widens the spread.
+    let spread = if unit == MaskUnit::WholeWord { 3.0 } else { 1.0 };
+    let most = n * p + 8.0 * spread * (n * p * (1.0 - p)).sqrt() + 8.0;
+    (most.ceil() as usize).min(tokens)
+}
+
 impl Masker {
     /// The epoch of evaluation: its masks are those of no training epoch, and always the same.
     pub const EVAL_EPOCH: u32 = u32::MAX;
@@ -64,13 +73,9 @@ impl Masker {
         }
     }
 
-    /// M: the most tokens hidden in a batch of at most `tokens`, eight standard deviations above the mean.
+    /// M: the most tokens hidden in a batch of at most `tokens`.
     pub fn capacity(&self, tokens: usize) -> usize {
-        let (n, p) = (tokens as f64, self.probability.clamp(0.0, 1.0));
-        // Words of several tokens come and go together, which widens the spread.
-        let spread = if self.unit == MaskUnit::WholeWord { 3.0 } else { 1.0 };
-        let most = n * p + 8.0 * spread * (n * p * (1.0 - p)).sqrt() + 8.0;
-        (most.ceil() as usize).min(tokens)
+        capacity(tokens, self.probability, self.unit)
     }
 
     /// Hides tokens of `batch.packed` in place and lists where they stand and what they were. Of more than

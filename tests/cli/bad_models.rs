@@ -141,7 +141,6 @@ fn numbers_that_do_not_fit_the_model() {
         ("--batch-tokens", "100", "--batch-tokens"),
         ("--window-stride", "40", "--long windows"),
         ("--threshold", "nan", "--threshold"),
-        ("--device", "cuda", "cpu"),
         ("--device", "tpu", "cuda:N"),
         ("--threads", "100000000", "1024"),
     ] {

@@ -3,6 +3,7 @@
 mod bad_files;
 mod bad_models;
 mod bad_rows;
+mod devices;
 mod outputs;
 mod quickstart;
 mod streams;

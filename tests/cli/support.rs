@@ -37,10 +37,11 @@ impl Run {
     }
 }
 
-/// The binary, with two threads, quiet surroundings and no network.
+/// The binary, on the CPU with two threads, quiet surroundings and no network.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
-    command.env("HANDBERT_THREADS", "2").env("HF_HUB_OFFLINE", "1").env_remove("RUST_LOG");
+    command.env("HANDBERT_DEVICE", "cpu").env("HANDBERT_THREADS", "2");
+    command.env("HF_HUB_OFFLINE", "1").env_remove("RUST_LOG");
     command
 }
 

@@ -13,7 +13,9 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use super::device::Computation;
 use super::{Common, Outcome};
+use crate::backend::Backend;
 use recipe::Recipe;
 use stages::Stages;
 use story::Story;
@@ -56,20 +58,33 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     std::fs::write(&mark, recipe.settings()).with_context(|| mark.display().to_string())?;
 
     let began = Instant::now();
-    let be = common.backend()?;
-    let mut story = Story::new(common);
-    let stages = Stages { recipe: &recipe, be: &be, common };
-    story.begins(&recipe, &be)?;
-    let data = story.told(|| stages.data())?;
-    let mlm = story.told(|| stages.mlm(&data))?;
-    let classifier = story.told(|| stages.classifier(&data))?;
-    let labelled = story.told(|| stages.label())?;
-    let filled = story.told(|| stages.fill())?;
-    let seconds = began.elapsed().as_secs_f64();
-    let facts = story::Facts { recipe: &recipe, be: &be, data, mlm, classifier, labelled, filled, seconds };
-    let report = page::write(&facts)?;
-    story.ends(&facts, &report)?;
-    Ok(Outcome::Done)
+    common.backend()?.run(Quickstart { recipe: &recipe, began, common })
+}
+
+struct Quickstart<'a> {
+    recipe: &'a Recipe,
+    began: Instant,
+    common: &'a Common,
+}
+
+impl Computation for Quickstart<'_> {
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
+        let Quickstart { recipe, began, common } = self;
+        let device = &be.describe();
+        let mut story = Story::new(common);
+        let stages = Stages { recipe, be, common };
+        story.begins(recipe, device)?;
+        let data = story.told(|| stages.data())?;
+        let mlm = story.told(|| stages.mlm(&data))?;
+        let classifier = story.told(|| stages.classifier(&data))?;
+        let labelled = story.told(|| stages.label())?;
+        let filled = story.told(|| stages.fill())?;
+        let seconds = began.elapsed().as_secs_f64();
+        let facts = story::Facts { recipe, device, data, mlm, classifier, labelled, filled, seconds };
+        let report = page::write(&facts)?;
+        story.ends(&facts, &report)?;
+        Ok(Outcome::Done)
+    }
 }
 
 /// Makes the directory, or makes sure that it is free; with `--overwrite`, clears it of what a

@@ -6,7 +6,6 @@ use anyhow::Result;
 
 use super::recipe::{self, FILL};
 use super::story::Facts;
-use crate::backend::Memory;
 use crate::train::report::{self, Command, Figure, Fill, Perplexity, Posting, ReportData, RunCurves, Table, curves};
 
 /// Labelled postings shown.
@@ -63,7 +62,7 @@ fn figures(facts: &Facts<'_>) -> Vec<Figure> {
         figure(
             "tokens per second",
             format!("{:.0}", mlm.tokens_per_second),
-            format!("training the language model on {}", facts.be.describe()),
+            format!("training the language model on {}", facts.device),
         ),
         figure("seconds", format!("{:.0}", facts.seconds), "for everything on this page".to_owned()),
     ]
@@ -115,7 +114,7 @@ fn data_table(facts: &Facts<'_>) -> Table {
             row("vocabulary", data.vocab.to_string()),
             row("labelled at the end", format!("{} new postings", recipe::NEW_ROWS)),
             row("labelled as invented", format!("{:.1} %", 100.0 * facts.labelled.accuracy)),
-            row("device", facts.be.describe()),
+            row("device", facts.device.to_owned()),
         ],
     }
 }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 
 use super::recipe::{self, Recipe};
-use crate::backend::cpu::Cpu;
+use crate::backend::Backend;
 use crate::cli::{Common, fill_mask};
 use crate::data::record::RecordSpec;
 use crate::data::source::{Compression, Format};
@@ -29,9 +29,9 @@ use crate::train::task::Task;
 use crate::train::unigram::Unigram;
 
 /// Everything a stage needs.
-pub(super) struct Stages<'a> {
+pub(super) struct Stages<'a, B: Backend> {
     pub(super) recipe: &'a Recipe,
-    pub(super) be: &'a Cpu,
+    pub(super) be: &'a B,
     pub(super) common: &'a Common,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Filled {
     pub(super) tokens: Vec<(String, f64)>,
 }
 
-impl Stages<'_> {
+impl<B: Backend> Stages<'_, B> {
     /// Invents postings, learns a vocabulary, tokenizes.
     pub(super) fn data(&self) -> Result<Data> {
         let r = self.recipe;

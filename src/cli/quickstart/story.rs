@@ -9,8 +9,6 @@ use serde_json::json;
 
 use super::recipe::{FILL, Recipe};
 use super::stages::{Data, Filled, Labelled, Mlm, Trained};
-use crate::backend::Memory;
-use crate::backend::cpu::Cpu;
 use crate::cli::Common;
 
 /// Tells on stdout, as it happens; with `--json` only at the end.
@@ -23,7 +21,8 @@ pub(super) struct Story<'a> {
 /// Everything that came out.
 pub(super) struct Facts<'a> {
     pub(super) recipe: &'a Recipe,
-    pub(super) be: &'a Cpu,
+    /// What computed.
+    pub(super) device: &'a str,
     pub(super) data: Data,
     pub(super) mlm: Mlm,
     pub(super) classifier: Trained,
@@ -43,11 +42,11 @@ impl<'a> Story<'a> {
     }
 
     /// The heading.
-    pub(super) fn begins(&mut self, recipe: &Recipe, be: &Cpu) -> Result<()> {
+    pub(super) fn begins(&mut self, recipe: &Recipe, device: &str) -> Result<()> {
         let c = recipe.commands();
         self.commands =
             [vec![c.synth, c.tokenize], vec![c.mlm], vec![c.classifier], vec![c.predict], vec![c.fill]].into();
-        self.say(&format!("HandBERT quickstart in {}, on {}\n", recipe.dir.display(), be.describe()))
+        self.say(&format!("HandBERT quickstart in {}, on {device}\n", recipe.dir.display()))
     }
 
     /// Does a stage, then says what came out and how to do it by hand.
@@ -72,7 +71,7 @@ impl<'a> Story<'a> {
             "perplexity_after": mlm.after.perplexity,
             "perplexity_unigram": mlm.unigram,
             "roc_auc": classifier.roc_auc,
-            "device": facts.be.describe(),
+            "device": facts.device,
             "seconds": facts.seconds,
             "tokens_per_second": mlm.tokens_per_second,
             "average_precision": classifier.eval.average_precision,

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cli::batch_tokens::BatchTokens;
 use crate::cli::settings::{list, named, trimmed};
 use crate::train::schedule::ScheduleKind;
-use crate::train::{Metric, Occupied};
+use crate::train::{Metric, Occupied, Replay};
 
 /// Column of the label, where nothing else is said.
 pub const LABEL_COLUMN: &str = "label";
@@ -34,6 +35,10 @@ pub struct DataArgs {
     #[arg(long, conflicts_with = "resume")]
     #[serde(skip)]
     pub overwrite: bool,
+    /// On a GPU, launch each op by itself instead of recording a step once and replaying it; changes no result
+    #[arg(long)]
+    #[serde(skip)]
+    pub no_graph: bool,
     /// Settings, named like these flags in snake_case; the command line wins over them
     #[arg(long, value_name = "RUN.toml")]
     #[serde(skip)]
@@ -51,9 +56,10 @@ pub struct DataArgs {
     /// Percentage of groups held out for evaluation, by hash, so that none ever changes sides [default: 5]
     #[arg(long, value_name = "PERCENT")]
     pub validation_split_percentage: Option<f64>,
-    /// Tokens in a batch; there is no padding, so lengths need no grouping [default: 4096]
-    #[arg(long, value_name = "TOKENS")]
-    pub batch_tokens: Option<usize>,
+    /// Tokens in a batch; there is no padding, so lengths need no grouping. auto: as many thousands as fit the GPU's free
+    /// memory, at most 65536; on a CPU the default [default: 4096]
+    #[arg(long, value_name = "TOKENS|auto")]
+    pub batch_tokens: Option<BatchTokens>,
     /// Longest sequence, [CLS] and [SEP] included [default: 512, or what the model takes]
     #[arg(long, value_name = "TOKENS")]
     pub max_length: Option<usize>,
@@ -62,13 +68,19 @@ pub struct DataArgs {
 impl DataArgs {
     /// Takes over what only a command line says.
     pub fn keep_command_line_of(&mut self, typed: &DataArgs) {
-        let DataArgs { out, resume, overwrite, config_file, .. } = typed.clone();
+        let DataArgs { out, resume, overwrite, no_graph, config_file, .. } = typed.clone();
         (self.out, self.resume, self.overwrite, self.config_file) = (out, resume, overwrite, config_file);
+        self.no_graph = no_graph;
     }
 
     /// What an --out that holds something means.
     pub fn occupied(&self) -> Occupied {
         if self.overwrite { Occupied::Overwrite } else { Occupied::Refuse }
+    }
+
+    /// How steps are computed.
+    pub fn replay(&self) -> Replay {
+        if self.no_graph { Replay::Never } else { Replay::WhenItCan }
     }
 }
 

@@ -12,13 +12,16 @@ use anyhow::{Context, Result, bail};
 use self::args::{ClassifierArgs, DataArgs, LABEL_COLUMN, MlmArgs};
 use self::origin::Origin;
 use self::progress::Progress;
+use super::batch_tokens::{BatchTokens, Needs};
 use super::corpus::{Corpus, Data, Earlier, Making, absolute, check_tokenizer};
+use super::device::Computation;
 use super::figures::{grouped, one_line, shell_word};
 use super::settings::overlay;
 use super::{Common, Outcome};
 use crate::backend::Backend;
 use crate::data::pack::PackCounts;
 use crate::data::record::RecordSpec;
+use crate::model::Mode;
 use crate::model::hub::Wanted;
 use crate::train::report;
 use crate::train::run_dir::{self, SETTINGS, TOKENS};
@@ -49,7 +52,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
     let mut plan = plan::mlm(&args, &origin.config()?, seed)?;
 
     // Before anything is computed: it sets the number of threads.
-    let be = common.backend()?;
+    let backend = common.backend()?;
     let tokenizer = origin.tokenizer(args.tokenizer.as_deref())?;
     let place = out.join(TOKENS);
     let corpus = data.open(tokenizer.as_ref(), &making(&args.data, &place), common)?;
@@ -64,7 +67,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
         plan.provenance.insert("tokenizer".into(), model_name(tokenizer).into());
     }
     let start = origin.start(&Wanted::Mlm, &corpus.set, seed)?;
-    perform(&be, Command { name: "mlm", corpus: &corpus, plan: &plan, common }, start)
+    backend.run(Training { name: "mlm", batch_tokens: args.data.batch_tokens, plan, start, corpus, common })
 }
 
 fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
@@ -76,7 +79,7 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     let seed = seed(args.optimization.seed, common);
     let mut plan = plan::classifier(&args, &origin.config()?, seed)?;
 
-    let be = common.backend()?;
+    let backend = common.backend()?;
     let tokenizer = origin.tokenizer(None)?;
     let place = out.join(TOKENS);
     let label_column = args.class.label_column.clone().unwrap_or_else(|| LABEL_COLUMN.into());
@@ -99,27 +102,43 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
         plan.provenance.insert("label_column".into(), label_column.into());
     }
     let start = origin.start(&Wanted::Classifier { labels }, &corpus.set, seed)?;
-    perform(&be, Command { name: "classifier", corpus: &corpus, plan: &plan, common }, start)
+    backend.run(Training { name: "classifier", batch_tokens: args.data.batch_tokens, plan, start, corpus, common })
 }
 
 /// A command, ready to run.
-struct Command<'a> {
+struct Training<'a> {
     name: &'a str,
-    corpus: &'a Corpus,
-    plan: &'a TrainPlan,
+    batch_tokens: Option<BatchTokens>,
+    plan: TrainPlan,
+    start: Start,
+    corpus: Corpus,
     common: &'a Common,
 }
 
-/// The run itself, and what is printed of it.
-fn perform<B: Backend>(be: &B, command: Command<'_>, start: Start) -> Result<Outcome> {
-    let Command { name, corpus, plan, common } = command;
-    let mut progress = Progress::new(common)?;
-    let summary = train::run(be, start, &corpus.set, plan, &mut progress)?;
-    drop(progress);
-    let device = be.describe();
-    let page = report::write(&plan.out, &report::of_training(plan, &summary, &device));
+impl Computation for Training<'_> {
+    /// The run itself, and what is printed of it.
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
+        let Training { name, batch_tokens, mut plan, start, corpus, common } = self;
+        if let Some(tokens) = batch_tokens {
+            let (config, head, task) = (&start.config, start.head, &plan.task);
+            let needs = Needs { config, head, task, mode: Mode::Training };
+            plan.batching.batch_tokens = tokens.settled(be, &needs, plan.batching.batch_tokens)?;
+        }
+        let mut progress = Progress::new(common)?;
+        let summary = train::run(be, start, &corpus.set, &plan, &mut progress)?;
+        drop(progress);
+        let device = be.describe();
+        let page = report::write(&plan.out, &report::of_training(&plan, &summary, &device));
+        print(name, &plan, &summary, device, common)?;
+        // The run is done whether or not there is room for a page about it.
+        page?;
+        Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
+    }
+}
+
+fn print(name: &str, plan: &TrainPlan, summary: &Summary, device: String, common: &Common) -> Result<()> {
     let resume = format!("handbert train {name} --out {} --resume", shell_word(&plan.out));
-    let mut json = serde_json::to_value(&summary).context("summary")?;
+    let mut json = serde_json::to_value(summary).context("summary")?;
     for eval in ["evaluation", "evaluation_before"] {
         // Points for pictures, not figures to read.
         json[eval].as_object_mut().map(|figures| figures.remove("curves"));
@@ -133,10 +152,7 @@ fn perform<B: Backend>(be: &B, command: Command<'_>, start: Start) -> Result<Out
     if summary.ended == Ended::Stopped {
         json["resume"] = resume.clone().into();
     }
-    common.print(&json, &text(&summary, plan, &resume))?;
-    // The run is done whether or not there is room for a page about it.
-    page?;
-    Ok(if corpus.bad_rows() == 0 { Outcome::Done } else { Outcome::SomeRowsBad })
+    common.print(&json, &text(summary, plan, &resume))
 }
 
 fn text(s: &Summary, plan: &TrainPlan, resume: &str) -> String {

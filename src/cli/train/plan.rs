@@ -6,10 +6,11 @@ use super::args::{
     ClassArgs, ClassifierArgs, DataArgs, LongName, MaskingArgs, MlmArgs, OptimizationArgs, PackingName, PolicyArgs,
     Strategy,
 };
+use crate::cli::batch_tokens::BatchTokens;
 use crate::data::mask::MaskUnit;
 use crate::data::pack::{Long, Packing};
 use crate::model::Config;
-use crate::train::plan::DEFAULT_MAX_LENGTH;
+use crate::train::plan::{DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH};
 use crate::train::schedule::Warmup;
 use crate::train::{Batching, ClassWeights, Every, Length, Task, TrainPlan};
 
@@ -74,10 +75,20 @@ pub fn long(args: &ClassArgs, max_length: usize) -> Result<Long> {
 /// Puts what was asked for over the defaults.
 pub fn batching(args: &DataArgs, config: &Config, batching: &mut Batching) {
     batching.max_length = args.max_length.unwrap_or(DEFAULT_MAX_LENGTH.min(config.max_position_embeddings));
-    batching.batch_tokens = args.batch_tokens.unwrap_or(batching.batch_tokens);
+    batching.batch_tokens = match args.batch_tokens {
+        None => batching.batch_tokens,
+        Some(BatchTokens::Tokens(tokens)) => tokens,
+        // Until it is known what computes.
+        Some(BatchTokens::Auto) => default_tokens(config),
+    };
     batching.validation_split_percentage =
         args.validation_split_percentage.unwrap_or(batching.validation_split_percentage);
     batching.limit = args.limit;
+}
+
+/// `--batch-tokens auto` where nothing is known of the memory: the default, and room for the longest sequence.
+pub fn default_tokens(config: &Config) -> usize {
+    DEFAULT_BATCH_TOKENS.max(config.max_position_embeddings)
 }
 
 fn base(
@@ -86,6 +97,7 @@ fn base(
     let Some(out) = data.out.clone() else { bail!("--out is missing: where does the run go?") };
     let mut plan = TrainPlan::new(task, out);
     plan.occupied = data.occupied();
+    plan.replay = data.replay();
     plan.seed = seed;
     let o = optimization;
     let adam = &mut plan.adam;

@@ -1,6 +1,6 @@
 """Tokenization beside Hugging Face's `tokenizers`: the same postings, vocabulary and cores.
 
-    python benches/peers/tokenize.py FILE.jsonl.gz COLUMN TOKENIZER_DIR [--handbert target/release/handbert] [--threads 2]
+    python benches/peers/tokenize_batch.py FILE.jsonl.gz COLUMN TOKENIZER_DIR [--handbert target/release/handbert] [--threads 2]
 
 The peer's `encode_batch` is timed on texts that lie in memory; `handbert tokenize` from the compressed file to the
 finished token set, reading, parsing, hashing and writing included. Medians of five.

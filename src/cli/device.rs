@@ -1,0 +1,92 @@
+//! `--device`: what computes, chosen once for a whole command.
+
+use std::str::FromStr;
+
+use anyhow::{Context, Result};
+
+use super::{Common, Outcome};
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::CudaBackend;
+use crate::backend::cuda::driver::Gpu;
+use crate::backend::{self, Backend};
+
+/// Where to compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceArg {
+    /// CUDA where it is found, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(u32),
+}
+
+impl FromStr for DeviceArg {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "auto" => Ok(DeviceArg::Auto),
+            "cpu" => Ok(DeviceArg::Cpu),
+            "cuda" => Ok(DeviceArg::Cuda(0)),
+            _ => s
+                .strip_prefix("cuda:")
+                .and_then(|n| n.parse().ok())
+                .map(DeviceArg::Cuda)
+                .ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+/// What computes.
+#[allow(clippy::large_enum_variant)] // There is one.
+pub enum AnyBackend {
+    /// The CPU.
+    Cpu(Cpu),
+    /// A GPU.
+    Cuda(Box<CudaBackend<Gpu>>),
+}
+
+/// A command from where it needs something that computes: written once, for whatever that is.
+pub trait Computation {
+    /// Does it.
+    fn on<B: Backend>(self, be: &B) -> Result<Outcome>;
+}
+
+impl AnyBackend {
+    /// What `--device` asks for. With `auto`, the first GPU; where something that it takes is missing, the CPU, and a
+    /// line of log that says what.
+    pub fn choose(device: DeviceArg) -> Result<AnyBackend> {
+        match device {
+            DeviceArg::Cpu => Ok(AnyBackend::Cpu(Cpu::new())),
+            DeviceArg::Cuda(n) => cuda(n).with_context(|| format!("--device cuda:{n}")),
+            DeviceArg::Auto => Ok(cuda(0).unwrap_or_else(|missing| {
+                tracing::info!("computing on the CPU, as no GPU can be used: {missing}");
+                AnyBackend::Cpu(Cpu::new())
+            })),
+        }
+    }
+
+    /// Does the rest of a command.
+    pub fn run(&self, computation: impl Computation) -> Result<Outcome> {
+        match self {
+            AnyBackend::Cpu(be) => computation.on(be),
+            AnyBackend::Cuda(be) => computation.on(&**be),
+        }
+    }
+}
+
+/// A GPU with everything that computing on it takes: driver, device, and kernels or their compiler.
+fn cuda(ordinal: u32) -> backend::Result<AnyBackend> {
+    let gpu = Gpu::new(ordinal as usize)?;
+    gpu.check_kernels()?;
+    Ok(AnyBackend::Cuda(Box::new(CudaBackend::new(gpu)?)))
+}
+
+impl Common {
+    /// What computes, with rayon's global pool at `--threads`: before anything is computed, and once.
+    pub fn backend(&self) -> Result<AnyBackend> {
+        self.start_threads()?;
+        AnyBackend::choose(self.device)
+    }
+}
