@@ -7,7 +7,7 @@
 //! | --- | --- | --- |
 //! | [`philox`] | the counter-based random numbers behind dropout, masks, order and initial weights | nothing |
 //! | [`data`] | text → token ids → token set (memory-mapped) → packed batches → masks | `philox` |
-//! | [`backend`] | how an op is computed: the [`backend::Backend`] trait, and the CPU's answer to it | `philox` |
+//! | [`backend`] | how an op is computed: the [`backend::Backend`] trait, and the CPU's and the GPU's answers to it | `philox` |
 //! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
 //! | [`train`] | step, optimizer, schedule, policy, checkpoint, metrics, report | `model`, `data` |
 //! | [`predict`] | streaming inference over files | `model`, `data` |
