@@ -42,8 +42,9 @@ def batches_of(directory, device):
     return [{ours: tensors[f"{name}.{i}"].long() for name, ours in names.items()} for i in range(count)]
 
 
-def padded(batch, parts, by_length):
-    """The sequences in so many parts, each a rectangle: ids, attention mask, labels."""
+def padded(batch, parts, by_length, rows=None):
+    """The sequences in so many parts, each a rectangle: ids, attention mask, labels. With `rows`, parts have the shape that
+    they would have if there were so many sequences; what fills them up is one token long and asked nothing."""
     ends = batch["ends"].tolist()
     labels = torch.full_like(batch["ids"], IGNORED)
     labels[batch["rows"]] = batch["targets"]
@@ -51,17 +52,18 @@ def padded(batch, parts, by_length):
     longest = max(end - start for start, end in spans)
     if by_length:
         spans.sort(key=lambda span: span[1] - span[0])
-    size = -(-len(spans) // parts)
+    size = -(-(rows or len(spans)) // parts)
     for at in range(0, len(spans), size):
         chunk = spans[at : at + size]
         width = max(end - start for start, end in chunk) if by_length else longest
-        rectangle = len(chunk), width
+        rectangle = size if rows else len(chunk), width
         ids = batch["ids"].new_zeros(rectangle)
         mask, wanted = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
         for i, (start, end) in enumerate(chunk):
             ids[i, : end - start] = batch["ids"][start:end]
             mask[i, : end - start] = 1
             wanted[i, : end - start] = labels[start:end]
+        mask[len(chunk) :, 0] = 1
         yield {"input_ids": ids, "attention_mask": mask, "labels": wanted}
 
 
@@ -170,7 +172,12 @@ class Variant:
             capacity = max(len(b["ids"]) for b in batches) + 64, -(-max(len(b["rows"]) for b in batches) // 64) * 64
             return [([packed(b, capacity)], len(b["rows"])) for b in batches]
         by_length = self.name == "sorted"
-        return [(list(padded(b, max(parts, 8) if by_length else parts, by_length)), len(b["rows"])) for b in batches]
+        parts = max(parts, 8) if by_length else parts
+        # A compiled model is compiled again for every other shape.
+        rows = max(len(b["ends"]) - 1 for b in batches) if self.name == "compile" else None
+        # A part without targets has no loss.
+        asked = [[part for part in padded(b, parts, by_length, rows) if (part["labels"] != IGNORED).any()] for b in batches]
+        return [(inputs, len(b["rows"])) for inputs, b in zip(asked, batches)]
 
     def step(self, inputs, targets):
         """Nats a target."""
@@ -182,7 +189,8 @@ class Variant:
                     loss = self.call(**part) / targets
                 else:
                     # The mean over the part's targets, weighed by their share.
-                    loss = self.call(**part).loss * (part["labels"] != IGNORED).sum() / targets
+                    wanted = (part["labels"] != IGNORED).sum()
+                    loss = self.call(**part).loss * wanted / targets
             loss.backward()
             total = total + loss.detach()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)

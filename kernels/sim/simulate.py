@@ -34,7 +34,8 @@ RUNTIME_FLAGS = ["-std=c++20", "-O3", "-g1", "-fPIC", "-shared"]
 KERNEL_FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-DHANDBERT_SIM", "-fsanitize=thread"]
 # Without -fno-tree-sra GCC would split a load of a struct into loads of the members that are used.
 GCC_FLAGS = ["--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-sra"]
-CLANG_FLAGS = ["-mllvm", "-tsan-instrument-func-entry-exit=0"]
+# clang puts its hooks in last, when loads of structs have been split for good; what is vectorized it has no hooks for.
+CLANG_FLAGS = ["-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-vectorize", "-fno-slp-vectorize"]
 
 
 class SimulationError(Exception):

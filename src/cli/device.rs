@@ -39,7 +39,6 @@ impl FromStr for DeviceArg {
 }
 
 /// What computes.
-#[allow(clippy::large_enum_variant)] // There is one.
 pub enum AnyBackend {
     /// The CPU.
     Cpu(Cpu),

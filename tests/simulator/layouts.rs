@@ -84,12 +84,10 @@ fn mma_multiplies_what_the_figures_show() {
         std::array::from_fn(|k| std::array::from_fn(|j| ((5 * k + 11 * j + k * j) % 17) as f32 - 8.0));
     let c: [[f32; 8]; 16] = std::array::from_fn(|i| std::array::from_fn(|j| (i * 8 + j) as f32));
     let Some(found) = (Product { a, b, c }).run() else { return };
-    for i in 0..16 {
-        for j in 0..8 {
-            let expected = (0..16).fold(c[i][j], |sum, k| sum + a[i][k] * b[k][j]);
-            assert_eq!(found[i][j], expected, "({i}, {j})");
-        }
-    }
+    let expected: [[f32; 8]; 16] = std::array::from_fn(|i| {
+        std::array::from_fn(|j| a[i].iter().zip(&b).fold(c[i][j], |sum, (a, row)| sum + a * row[j]))
+    });
+    assert_eq!(found, expected);
 }
 
 /// Products are exact and sums are f32, in ascending k: the order that the simulator states.

@@ -12,6 +12,8 @@
 //! Each access of a kernel is checked; kernels/sim/README.md says for what. Everything may be called from several
 //! threads at once, as tests do.
 
+#![allow(dead_code)] // Each test file uses its part.
+
 #[path = "simulator/build.rs"]
 mod build;
 #[path = "simulator/source.rs"]
@@ -116,6 +118,11 @@ impl Simulator {
         };
         let runtime = runtime.clone().unwrap_or_else(|why| panic!("the simulator does not build: {why}"));
         Some(Simulator { runtime, seed })
+    }
+
+    /// Whether loads and stores of structs are checked as such, their alignment too. clang takes them apart first.
+    pub fn sees_whole_structs(&self) -> bool {
+        !self.runtime.compiler.is_clang()
     }
 
     /// Memory that counts as never written; 256-byte aligned at least. 0 if there is not so much.

@@ -33,6 +33,7 @@ pub fn chunk_place(swizzle: Swizzle, row: usize, chunk: usize, chunks: usize) ->
 pub type Mode = &'static [(usize, Stride)];
 
 #[derive(Debug, Clone, Copy)]
+#[allow(clippy::enum_variant_names)] // The manual has a stride called stride.
 pub enum Stride {
     /// So many elements.
     Of(usize),
@@ -73,8 +74,8 @@ impl Canonical {
         let along = |mode: Mode, mut index: usize| {
             let mut bytes = 0;
             for &(size, step) in mode {
-                let part = if size == 0 { index } else { index % size };
-                index = if size == 0 { 0 } else { index / size };
+                let part = index.checked_rem(size).unwrap_or(index);
+                index = index.checked_div(size).unwrap_or(0);
                 bytes += part
                     * match step {
                         Of(elements) => 2 * elements,

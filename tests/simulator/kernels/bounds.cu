@@ -26,6 +26,11 @@ extern "C" __global__ void write_input(const float* x, float* y) {
     y[threadIdx.x] = 1.0f;
 }
 
+// The float that begins at x + halves.
+extern "C" __global__ void load_at(const bf16* x, float* y, u32 halves) {
+    y[0] = *reinterpret_cast<const float*>(x + halves);
+}
+
 // Eight values from x + first on, sixteen bytes at once.
 extern "C" __global__ void load_eight(const bf16* x, float* y, u32 first) {
     float v[8];

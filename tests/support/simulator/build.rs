@@ -24,7 +24,14 @@ const KERNEL_FLAGS: [&str; 8] =
 // No hooks where functions begin and end. Without -fno-tree-sra GCC would split a load of a struct into loads of the members
 // that are used.
 const GCC_FLAGS: &[&str] = &["--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-sra"];
-const CLANG_FLAGS: &[&str] = &["-mllvm", "-tsan-instrument-func-entry-exit=0"];
+// clang puts its hooks in last, when loads of structs have been split for good; what is vectorized it has no hooks for.
+const CLANG_FLAGS: &[&str] = &["-mllvm", "-tsan-instrument-func-entry-exit=0", "-fno-vectorize", "-fno-slp-vectorize"];
+
+impl Compiler {
+    pub fn is_clang(&self) -> bool {
+        self.version.contains("clang")
+    }
+}
 
 /// $CXX, or else g++; None if it does not start.
 pub fn compiler() -> Option<&'static Compiler> {
@@ -55,7 +62,7 @@ pub fn runtime(compiler: &Compiler) -> Result<PathBuf, String> {
 pub fn module(
     compiler: &Compiler, file: &Path, defines: &[(&str, u32)], kernels_of_file: &[Signature],
 ) -> Result<PathBuf, String> {
-    let flags = if compiler.version.contains("clang") { CLANG_FLAGS } else { GCC_FLAGS };
+    let flags = if compiler.is_clang() { CLANG_FLAGS } else { GCC_FLAGS };
     let defines: Vec<_> = defines.iter().map(|(name, value)| format!("-D{name}={value}")).collect();
     let mut key = Key::new(compiler, &KERNEL_FLAGS);
     flags.iter().for_each(|flag| key.text(flag));

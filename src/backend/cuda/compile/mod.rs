@@ -230,7 +230,7 @@ mod tests {
             of(&layernorm::FAMILY, &[768], Arch::Sm90a),
             of(&layernorm::FAMILY, &[384], Arch::Sm90a),
             of(&layernorm::FAMILY, &[768], Arch::Sm80),
-            of(&gelu::FAMILY, &[], Arch::Sm80),
+            of(&gelu::FAMILY, &[768], Arch::Sm80),
         ];
         for (i, name) in names.iter().enumerate() {
             assert!(names.iter().skip(i + 1).all(|other| other != name));
