@@ -11,7 +11,7 @@
 //! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
 //! | [`train`] | step, optimizer, schedule, policy, checkpoint, metrics, report | `model`, `data` |
 //! | [`predict`] | streaming inference over files | `model`, `data` |
-//! | [`bench`] | what a pass costs before it is run: FLOPs, bytes, memory, time at a card's ceilings | `model`, `backend` |
+//! | [`bench`] | what a pass costs before it is run, op by op, and what it takes when it is | `train`, `predict`, `model` |
 //! | [`cli`] | one command, one file: typed arguments → validated plan → run | all of them |
 //!
 //! Data flows one way:

@@ -7,7 +7,6 @@ mod support {
 #[path = "support/sim_device.rs"]
 mod sim_device;
 #[path = "support/simulator.rs"]
-#[allow(dead_code)] // The simulator's own tests use the rest.
 mod simulator;
 
 use std::path::PathBuf;

@@ -27,11 +27,13 @@ import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 KERNELS = HERE.parent
-CACHE = pathlib.Path(os.environ.get("HANDBERT_SIM_CACHE", pathlib.Path(tempfile.gettempdir()) / f"handbert-sim-{os.getuid()}"))
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "handbert" / "simulator"
 
 RUNTIME_FLAGS = ["-std=c++20", "-O3", "-g1", "-fPIC", "-shared"]
 # The hooks of -fsanitize=thread are the runtime's own: nothing of ThreadSanitizer is linked.
 KERNEL_FLAGS = ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-DHANDBERT_SIM", "-fsanitize=thread"]
+# A frame larger than the stack's guard must not jump over it.
+KERNEL_FLAGS += ["-fstack-clash-protection", "-Wall", "-Wno-sign-compare", "-Wno-unknown-pragmas"]
 # Without -fno-tree-sra GCC would split a load of a struct into loads of the members that are used.
 GCC_FLAGS = ["--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-sra"]
 # clang puts its hooks in last, when loads of structs have been split for good; what is vectorized it has no hooks for.
@@ -161,6 +163,7 @@ def _build(kind, inputs, commands):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 raise SimulationError(" ".join(map(str, command)) + "\n" + done.stderr)
+            sys.stderr.write(done.stderr)  # warnings
         os.replace(fresh, out)
     return out
 

@@ -105,6 +105,8 @@ fn crashes_are_caught() {
     let recurse = |depth| trial("recurse", 2, vec![output::<u32>(2), Arg::U32(depth)]);
     let _ = recurse(10).passes();
     recurse(100_000).is_caught("overflows its stack of 64 KiB");
+    let frame = trial("large_frame", 2, vec![super::trial::update(&[9u32, 9])]);
+    frame.is_caught("overflows its stack of 64 KiB");
     let divide = |divisor| trial("divide", 2, vec![input(&[3u32, divisor]), output::<u32>(2)]);
     assert!(divide(4).passes().is_none_or(|outputs| values::<u32>(&outputs[0]) == [4, 3]));
     divide(0).is_caught_with("divide: block (0, 0, 0) thread (1, 0, 0): divides an integer by zero");

@@ -83,7 +83,7 @@ impl SimDevice {
                 Access::Update => simulator::Access::Update,
             };
             let (address, bytes) = (region.address(), region.bytes() as u64);
-            Some(simulator::Region { address, bytes, access, name: format!("argument {i}") })
+            Some(simulator::Region { address, bytes, access, name: module.parameter(launch.kernel.name, i).to_owned() })
         };
         let regions: Vec<simulator::Region> = launch.args.iter().enumerate().filter_map(region).collect();
         let described = simulator::Launch {

@@ -82,6 +82,13 @@ extern "C" __global__ void recurse(u32* y, u32 depth) {
     y[threadIdx.x] = deeper(depth, &bottom);
 }
 
+extern "C" __global__ void large_frame(u32* y) {
+    volatile u32 local[50000];
+    local[y[0]] = 1;
+    local[threadIdx.x] = 2;
+    y[threadIdx.x] = local[threadIdx.x];
+}
+
 extern "C" __global__ void divide(const u32* x, u32* y) {
     y[threadIdx.x] = 12 / x[threadIdx.x];
 }

@@ -19,8 +19,11 @@ pub struct Compiler {
 const RUNTIME_FLAGS: [&str; 5] = ["-std=c++20", "-O3", "-g1", "-fPIC", "-shared"];
 
 // The hooks that -fsanitize=thread calls are the runtime's own: nothing of ThreadSanitizer is linked.
-const KERNEL_FLAGS: [&str; 8] =
-    ["-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-DHANDBERT_SIM", "-fsanitize=thread", "-c"];
+// -fstack-clash-protection: a frame larger than the stack's guard must not jump over it.
+#[rustfmt::skip]
+const KERNEL_FLAGS: [&str; 9] = [
+    "-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-DHANDBERT_SIM", "-fsanitize=thread", "-fstack-clash-protection", "-c",
+];
 // No hooks where functions begin and end. Without -fno-tree-sra GCC would split a load of a struct into loads of the members
 // that are used.
 const GCC_FLAGS: &[&str] = &["--param", "tsan-instrument-func-entry-exit=0", "-fno-tree-sra"];
