@@ -13,7 +13,6 @@ mod reference_backend;
 #[path = "../support/sim_device.rs"]
 mod sim_device;
 #[path = "../support/simulator.rs"]
-#[allow(dead_code)] // The simulator's own tests use the rest.
 mod simulator;
 
 use handbert::backend::Backend;

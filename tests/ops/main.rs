@@ -12,7 +12,6 @@ mod reference;
 #[path = "../support/sim_device.rs"]
 mod sim_device;
 #[path = "../support/simulator.rs"]
-#[allow(dead_code)] // The simulator's own tests use the rest.
 mod simulator;
 #[path = "../support/tolerance.rs"]
 mod tolerance;
