@@ -15,7 +15,7 @@ pub struct Measured {
     /// What a product took.
     pub product: Timing,
     /// Its rows, inputs and outputs.
-    pub product_side: usize,
+    pub product_shape: [usize; 3],
 }
 
 impl Measured {
@@ -23,14 +23,14 @@ impl Measured {
     pub fn new<B: Backend>(be: &B, effort: &Effort) -> Result<Measured> {
         let values = Values::new();
         let copy = time(be, effort, &mut Copy::new(be, effort.copy_values, &values)?)?;
-        let product = time(be, effort, &mut Product::new(be, effort.product_side, &values)?)?;
+        let product = time(be, effort, &mut Product::new(be, effort.product, &values)?)?;
         let copy_bytes = 2.0 * 4.0 * effort.copy_values as f64;
-        Ok(Measured { copy, copy_bytes, product, product_side: effort.product_side })
+        Ok(Measured { copy, copy_bytes, product, product_shape: effort.product })
     }
 
-    /// 2 · side³
+    /// 2 · rows · inputs · outputs
     pub fn product_flops(&self) -> f64 {
-        2.0 * (self.product_side as f64).powi(3)
+        2.0 * self.product_shape.map(|size| size as f64).iter().product::<f64>()
     }
 
     /// As rates, by the quickest run of each: what it reached once is not beyond the device.
@@ -45,7 +45,7 @@ impl Measured {
             copy: quicker(self.copy, other.copy),
             product: quicker(self.product, other.product),
             copy_bytes: self.copy_bytes,
-            product_side: self.product_side,
+            product_shape: self.product_shape,
         }
     }
 }
@@ -79,7 +79,7 @@ impl<B: Backend> Subject<B> for Copy<'_, B> {
     }
 }
 
-/// y = x Wᵀ + b, all of them square.
+/// y = x Wᵀ + b
 struct Product<'a, B: Backend> {
     be: &'a B,
     layer: Linear,
@@ -89,15 +89,16 @@ struct Product<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Product<'a, B> {
-    fn new(be: &'a B, side: usize, values: &Values) -> Result<Self> {
-        let (weight, bias) = (Span { offset: 0, len: side * side }, Span { offset: side * side, len: side });
-        let mut plan = Planner::new(Capacity { tokens: side, sequences: 0, masked: 0 });
-        plan.mats.extend([(Rows::Tokens, side); 2]);
+    fn new(be: &'a B, [rows, inputs, outputs]: [usize; 3], values: &Values) -> Result<Self> {
+        let len = outputs * inputs;
+        let (weight, bias) = (Span { offset: 0, len }, Span { offset: len, len: outputs });
+        let mut plan = Planner::new(Capacity { tokens: rows, sequences: 0, masked: 0 });
+        plan.mats.extend([(Rows::Tokens, inputs), (Rows::Tokens, outputs)]);
         let mut arena = be.arena(&plan)?;
-        let (mut x, y) = (arena.mat(Rows::Tokens, side), arena.mat(Rows::Tokens, side));
-        be.write_mat(&mut x, side, &values.take(side * side, 1))?;
-        let w = be.weights(&values.take(side * side + side, 2))?;
-        Ok(Product { be, layer: Linear { weight, bias, inputs: side, outputs: side }, w, x, y })
+        let (mut x, y) = (arena.mat(Rows::Tokens, inputs), arena.mat(Rows::Tokens, outputs));
+        be.write_mat(&mut x, rows, &values.take(rows * inputs, 1))?;
+        let w = be.weights(&values.take(len + outputs, 2))?;
+        Ok(Product { be, layer: Linear { weight, bias, inputs, outputs }, w, x, y })
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
             copy: timing(copy),
             copy_bytes: 8e9,
             product: timing(product),
-            product_side: 1000,
+            product_shape: [1000; 3],
         };
         assert_eq!(measured(0.5, 2.0).ceilings(), Ceilings { matrix_rate: 1e9, bandwidth: 16e9 });
         assert_eq!(measured(0.5, 2.0).or(measured(0.25, 4.0)), measured(0.25, 2.0));

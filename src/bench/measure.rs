@@ -19,7 +19,7 @@ pub struct Effort {
     /// Values of the buffer that is copied to measure the bandwidth.
     pub copy_values: usize,
     /// Rows, inputs and outputs of the product that is computed to measure the matrix rate.
-    pub product_side: usize,
+    pub product: [usize; 3],
 }
 
 impl Effort {
@@ -28,17 +28,22 @@ impl Effort {
         match precision {
             // A GPU's L2 cache has 50 to 126 MB.
             Precision::Bf16 => {
-                Effort { runs: 7, run_seconds: 0.02, cold_bytes: 512e6, copy_values: 1 << 26, product_side: 8192 }
+                Effort { runs: 7, run_seconds: 0.02, cold_bytes: 512e6, copy_values: 1 << 26, product: [8192; 3] }
             }
-            Precision::F32 => {
-                Effort { runs: 5, run_seconds: 0.05, cold_bytes: 256e6, copy_values: 1 << 25, product_side: 2048 }
-            }
+            // The CPU's matmul is at its best at this depth.
+            Precision::F32 => Effort {
+                runs: 5,
+                run_seconds: 0.05,
+                cold_bytes: 256e6,
+                copy_values: 1 << 25,
+                product: [4096, 768, 3072],
+            },
         }
     }
 
     /// What it takes to see that everything works.
     pub fn quick() -> Effort {
-        Effort { runs: 3, run_seconds: 0.001, cold_bytes: 1e6, copy_values: 1 << 16, product_side: 128 }
+        Effort { runs: 3, run_seconds: 0.001, cold_bytes: 1e6, copy_values: 1 << 16, product: [128; 3] }
     }
 }
 

@@ -125,22 +125,24 @@ pub struct Steps {
 }
 
 /// Steps of masked-language modelling from random weights, the one after the other as a run makes them: a step is settled
-/// when the passes of the next one are under way. The first is computed op by op, the second is the first that a backend
-/// that records replays. The optimizer has its defaults, the learning rate stays at its peak.
+/// when the passes of the next one are under way, so one more is made than is timed. The first is computed op by op, the
+/// second is the first that a backend that records replays. The optimizer has its defaults, the learning rate stays at its
+/// peak.
 pub fn train<B: Backend>(be: &B, plan: &Plan<'_>) -> train::Result<Steps> {
     let groups: Vec<Group> = plan.batches.iter().cloned().map(shapes::group).collect();
     let model = plan.model(be, Head::Mlm)?;
     let adam = AdamSettings::default();
     let mut trainer = Trainer::new(be, model, adam, plan.capacity(), plan.seed, Replay::WhenItCan)?;
     let mut steps = Timeline::new();
-    for number in 0..plan.warm_up + plan.timed {
+    for number in 0..=plan.warm_up + plan.timed {
         trainer.begin(be, &groups[plan.batch(number)])?;
         steps.settled(trainer.settle(be)?);
         trainer.complete(be, 1.0)?;
     }
     steps.settled(trainer.settle(be)?);
     let loads: Vec<Load> = plan.batches.iter().map(shapes::load).collect();
-    let timed = steps.seconds.iter().enumerate().skip(plan.warm_up);
+    // Nothing comes between the last step's update and its settling.
+    let timed = steps.seconds.iter().enumerate().skip(plan.warm_up).take(plan.timed);
     let paces = timed.map(|(number, &seconds)| Pace { seconds, load: loads[plan.batch(number)] }).collect();
     Ok(Steps { paces: Paces(paces), losses: steps.losses })
 }
@@ -214,11 +216,11 @@ mod tests {
         let batches = random_batches(&config, Lengths::Mixed, 256, 1);
         let plan = Plan { config: &config, batches: &batches, warm_up: 2, timed: 30, seed: 1 };
         let steps = train(&Cpu::new(), &plan).unwrap();
-        assert_eq!((steps.paces.0.len(), steps.losses.len()), (30, 32));
+        assert_eq!((steps.paces.0.len(), steps.losses.len()), (30, 33));
         assert!(steps.paces.0.iter().all(|pace| pace.seconds > 0.0));
         assert_eq!(steps.paces.0[0].load, shapes::load(&batches[2]));
         assert!((steps.losses[0] - 100f64.ln()).abs() < 0.1, "{}", steps.losses[0]);
-        assert!(steps.losses[31] < steps.losses[0]);
+        assert!(steps.losses[32] < steps.losses[0]);
     }
 
     #[test]

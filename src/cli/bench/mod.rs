@@ -140,7 +140,7 @@ impl Machine {
                 "product": {
                     "flops_per_second": m.ceilings().matrix_rate,
                     "flops": m.product_flops(),
-                    "shape": [m.product_side, m.product_side, m.product_side],
+                    "shape": m.product_shape,
                     "formula": "2 · rows · inputs · outputs, over the seconds of the quickest run",
                     "timing": m.product,
                 },
@@ -165,13 +165,15 @@ impl Machine {
             None => "no datasheet is known here for this device; floors are worked out from the two above".to_owned(),
         };
         format!(
-            "device   {}\ncopy     {}: {:.0} MB read and written in {}\nproduct  {}: 2 · {}³ FLOP in {}\ncard     {card}\n",
+            "device   {}\ncopy     {}: {:.0} MB read and written in {}\nproduct  {}: 2 · {} · {} · {} FLOP in {}\ncard     {card}\n",
             self.device,
             rate(measured.bandwidth, "B/s"),
             m.copy_bytes / 1e6,
             duration(m.copy.best),
             rate(measured.matrix_rate, "FLOP/s"),
-            m.product_side,
+            m.product_shape[0],
+            m.product_shape[1],
+            m.product_shape[2],
             duration(m.product.best),
         )
     }

@@ -25,8 +25,10 @@ use crate::train::task::MicroBatch;
 /// Tokens in a batch on a CPU.
 const CPU_TOKENS: usize = 4096;
 
-/// Not timed: the first step is computed op by op, recorded after it; caches and clocks settle.
-const WARM_UP: usize = 3;
+/// Not timed on a GPU: the first step is computed op by op and recorded after it, the second replayed for the first time.
+const GPU_WARM_UP: usize = 3;
+/// Not timed on a CPU: the first step touches all memory for the first time.
+const CPU_WARM_UP: usize = 1;
 /// Timed on a GPU, where a step takes hundredths of a second.
 const GPU_STEPS: usize = 50;
 /// Timed on a CPU, where it takes seconds.
@@ -153,9 +155,19 @@ impl Run {
     }
 
     fn plan<'a>(&'a self, args: &PassArgs, batches: &'a [MicroBatch], common: &Common) -> Plan<'a> {
-        let on_gpu = self.machine.precision == Precision::Bf16;
-        let timed = args.steps.unwrap_or(if on_gpu { GPU_STEPS } else { CPU_STEPS });
-        Plan { config: &self.config, batches, warm_up: WARM_UP, timed, seed: common.seed }
+        let steps = match self.machine.precision {
+            Precision::Bf16 => GPU_STEPS,
+            Precision::F32 => CPU_STEPS,
+        };
+        let timed = args.steps.unwrap_or(steps);
+        Plan { config: &self.config, batches, warm_up: self.warm_up(), timed, seed: common.seed }
+    }
+
+    fn warm_up(&self) -> usize {
+        match self.machine.precision {
+            Precision::Bf16 => GPU_WARM_UP,
+            Precision::F32 => CPU_WARM_UP,
+        }
     }
 
     /// Each op of the pass on its own, on sequences of mixed lengths.
@@ -222,7 +234,7 @@ impl Report<'_> {
         json["quick"] = json!(self.args.size.quick);
         json["config"] = run.config.to_json(run.head.architecture());
         json["batch"] = batch_json(&paces.0[0].load);
-        json["warm_up"] = json!(WARM_UP);
+        json["warm_up"] = json!(run.warm_up());
         json["steps"] = json!(paces.0.len());
         json["tokens_per_second"] = json!(paces.tokens_per_second());
         json["seconds_per_step"] = json!(paces.mean());
@@ -252,7 +264,7 @@ impl Report<'_> {
         };
         let expected = self.expected().map_or(String::new(), |seconds| format!(", expected {}", duration(seconds)));
         format!(
-            "{}{}{}{}\npace     {} tokens/s over {} {many} after {WARM_UP}\n{one:<9}{} on average, {} the median; at least {}{expected}\n\
+            "{}{}{}{}\npace     {} tokens/s over {} {many} after {}\n{one:<9}{} on average, {} the median; at least {}{expected}\n\
              work     {}: {:.1} % of the matrix rate, {} {by}\n",
             run.machine.as_text(),
             model_text(&run.config),
@@ -260,6 +272,7 @@ impl Report<'_> {
             caution(&self.args.size),
             grouped(paces.tokens_per_second() as u64),
             paces.0.len(),
+            run.warm_up(),
             duration(paces.mean()),
             duration(paces.median()),
             duration(self.floor()),
