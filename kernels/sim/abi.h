@@ -78,6 +78,7 @@ struct SimLaunch {
     void (*entry)(void** args);
     u32 grid[3];
     u32 block[3];
+    u32 most_threads;  // of a block, as the kernel's __launch_bounds__ say; 0 where it has none
     u32 shared_bytes;
     u64 seed;  // decides the order of blocks and threads, and nothing else does
     void** args;  // each aligned as its type wants

@@ -262,6 +262,7 @@ static const char* refusal(const SimLaunch& launch) {
     for (u32 n : launch.block) threads *= n;
     if (threads == 0) return "a block dimension is 0";
     if (threads > MAX_THREADS || launch.block[2] > 64) return "a block has more than 1,024 threads, or more than 64 in z";
+    if (launch.most_threads != 0 && threads > launch.most_threads) return "a block has more threads than its __launch_bounds__ allow";
     if (launch.shared_bytes > MAX_SHARED_BYTES) return "more than 227 KiB of shared memory";
     return nullptr;
 }

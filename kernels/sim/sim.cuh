@@ -245,7 +245,16 @@ __forceinline__ void __stcs(T* to, T value) {
     extern "C" __attribute__((visibility("default"))) const SimParameters sim_parameters_##kernel;              \
     const SimParameters sim_parameters_##kernel = sim::parameters(kernel)
 
+// Likewise, for kernels that say how many threads a block may have: what stands in their __launch_bounds__.
+#define SIM_BOUNDS(kernel, ...)                                                             \
+    extern "C" __attribute__((visibility("default"))) const u32 sim_bounds_##kernel;        \
+    const u32 sim_bounds_##kernel = sim::most_threads(__VA_ARGS__)
+
 namespace sim {
+
+constexpr u32 most_threads(u32 threads, u32 = 0) {
+    return threads;
+}
 
 template <class... Args, size_t... index>
 __attribute__((no_sanitize("thread"), always_inline)) inline void call_unpacked(void (*kernel)(Args...), void** args,

@@ -192,13 +192,18 @@ def runtime():
     return _runtime
 
 
-KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(([^)]*)\)")
+KERNEL = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\s*\(([^)]*)\)\s*)?(\w+)\s*\(([^)]*)\)")
+
+
+def _signatures(path):
+    """What stands in the launch bounds, name, and parameters of each kernel in a source file."""
+    return KERNEL.findall(re.sub(r"//[^\n]*", "", pathlib.Path(path).read_text()))
 
 
 def kernels_of(path):
     """Names and parameter names of the kernels in a source file."""
-    text = re.sub(r"//[^\n]*", "", pathlib.Path(path).read_text())
-    return {m[1]: [p.split()[-1].lstrip("*&") for p in m[2].split(",") if p.strip()] for m in KERNEL.finditer(text)}
+    signatures = _signatures(path)
+    return {name: [p.split()[-1].lstrip("*&") for p in list_.split(",") if p.strip()] for _, name, list_ in signatures}
 
 
 _modules = {}
@@ -211,10 +216,11 @@ def compile(path, defines=None):
     headers = [*KERNELS.glob("*.cuh"), *HERE.glob("*.cuh"), *HERE.glob("*.h"), *path.parent.glob("*.cuh")]
     flags = KERNEL_FLAGS + (CLANG_FLAGS if _is_clang() else GCC_FLAGS)
     flags += [f"-D{name}={value}" for name, value in defines] + [f"-I{KERNELS}", f"-I{path.parent}"]
-    names = list(kernels_of(path))
+    signatures = _signatures(path)
 
     def commands(work, out):
-        entries = "".join(f"SIM_ENTRY({name});\n" for name in names)
+        entries = "".join(f"SIM_ENTRY({name});\n" for _, name, _ in signatures)
+        entries += "".join(f"SIM_BOUNDS({name}, {bounds});\n" for bounds, name, _ in signatures if bounds)
         unit = work / f"{path.stem}.cpp"
         unit.write_text(f'#include "{path}"\n' + entries)
         yield [compiler(), *flags, "-c", str(unit), "-o", str(work / "kernel.o")]
@@ -250,6 +256,7 @@ class _Launch(ctypes.Structure):
         ("entry", ctypes.c_void_p),
         ("grid", ctypes.c_uint32 * 3),
         ("block", ctypes.c_uint32 * 3),
+        ("most_threads", ctypes.c_uint32),
         ("shared_bytes", ctypes.c_uint32),
         ("seed", ctypes.c_uint64),
         ("args", ctypes.POINTER(ctypes.c_void_p)),
@@ -370,7 +377,11 @@ def launch(path, kernel, grid, block, args, defines=None, shared=0, seed=1):
         held, pointers = _aligned(values)
         regions = (_Region * max(len(bound.regions), 1))(*[r for r, _ in bound.regions])
         entry = ctypes.cast(getattr(library, f"sim_entry_{kernel}"), ctypes.c_void_p)
-        order = _Launch(kernel.encode(), entry, _three(grid), _three(block), shared, seed, pointers, regions, len(bound.regions))
+        order = _Launch(kernel.encode(), entry, _three(grid), _three(block))
+        if hasattr(library, f"sim_bounds_{kernel}"):
+            order.most_threads = ctypes.c_uint32.in_dll(library, f"sim_bounds_{kernel}").value
+        order.shared_bytes, order.seed, order.args = shared, seed, pointers
+        order.regions, order.region_count = regions, len(bound.regions)
         error = ctypes.create_string_buffer(4096)
         if runtime().sim_launch(ctypes.byref(order), error, len(error)):
             raise SimulationError(error.value.decode())

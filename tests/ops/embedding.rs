@@ -97,6 +97,9 @@ pub fn suite<B: Tested>(be: &B) {
         check(be, case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
     }
     check(be, case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
+    // Rows so wide that a block has fewer warps.
+    check(be, case(&[21], 1024, 100, Dropout::new(0.1, 0, 7)));
+    check(be, case(&[18], 1792, 100, Dropout::NONE));
     let mut without_padding = case(&[40], 64, 1000, Dropout::NONE);
     without_padding.layer.padding_idx = None;
     check(be, without_padding);

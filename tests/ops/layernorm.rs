@@ -181,6 +181,9 @@ pub fn suite<B: Tested>(be: &B) {
     check(be, case(&[50, 63], 384, dropping));
     check(be, case(&[50, 63], 768, dropping));
     check(be, case(&[50, 63], 768, mlm_head));
+    // Rows so wide that a block has fewer warps.
+    check(be, case(&[30, 9], 1024, dropping));
+    check(be, case(&[20], 1792, dropping));
     for d_branch in [DBranch::BiasOnly, DBranch::MatrixOnly, DBranch::Neither] {
         check(be, case(&[20, 13], 128, Use { d_branch, ..dropping }));
     }

@@ -54,5 +54,15 @@ macro_rules! stamp {
     };
 }
 
+/// On which "a second run" relies to be one in another order.
+#[test]
+fn launches_on_the_simulated_gpu_have_an_order_each() {
+    let Some(device) = sim_device::SimDevice::new(1) else { return };
+    let other = sim_device::SimDevice::new(2).expect("a compiler was there");
+    let seeds: std::collections::HashSet<u64> =
+        [&device, &other].into_iter().flat_map(|device| (0..1000).map(|_| device.draw_seed())).collect();
+    assert_eq!(seeds.len(), 2000);
+}
+
 stamp!(cpu, Some(handbert::backend::cpu::Cpu::new()));
 stamp!(cuda, super::sim_device::backend());

@@ -127,3 +127,11 @@ fn impossible_launches_are_refused() {
     refused(1, 1025, 0, "a block has more than 1,024 threads, or more than 64 in z");
     refused(1, 8, 228 * 1024, "more than 227 KiB of shared memory");
 }
+
+#[test]
+fn a_block_beyond_the_launch_bounds_is_refused() {
+    let trial = |threads| trial("at_most_64", threads, vec![output::<u32>(threads as usize)]);
+    assert!(trial(64).passes().is_none_or(|outputs| values::<u32>(&outputs[0])[63] == 63));
+    let Some(outcome) = trial(96).run(1) else { return };
+    assert_eq!(outcome.unwrap_err(), "at_most_64: a block has more threads than its __launch_bounds__ allow");
+}

@@ -1,10 +1,11 @@
 //! The simulated GPU as the CUDA backend's device: every launch of the backend runs its kernel on the CPU, checked.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use handbert::backend::cuda::CudaBackend;
-use handbert::backend::cuda::device::{Access, Arg, Device, Launch, Region};
+use handbert::backend::cuda::device::{Access, Arg, Block, Device, Launch, Region};
 use handbert::backend::cuda::kernel::{Kernel, ModuleSpec};
 use handbert::backend::{Error, Result};
 
@@ -26,6 +27,8 @@ impl Drop for SimBuffer {
 /// A simulated GPU.
 pub struct SimDevice {
     simulator: Arc<Simulator>,
+    /// Decides the order of blocks and threads of the next launch: no two have the same.
+    next_seed: AtomicU64,
     /// What is being recorded.
     recording: Mutex<Option<Vec<Call>>>,
 }
@@ -33,7 +36,7 @@ pub struct SimDevice {
 /// A call that can be made again.
 #[derive(Clone)]
 pub enum Call {
-    Launch { module: Arc<Module>, kernel: &'static Kernel, grid: [u32; 3], shared_bytes: usize, args: Vec<Arg> },
+    Launch { module: Arc<Module>, kernel: &'static Kernel, grid: [u32; 3], block: Block, args: Vec<Arg> },
     Fill { to: Region, byte: u8 },
     Copy { from: Region, to: Region },
 }
@@ -41,7 +44,15 @@ pub enum Call {
 impl SimDevice {
     /// `None`, and a line that says so, where there is no C++ compiler.
     pub fn new(seed: u64) -> Option<SimDevice> {
-        Some(SimDevice { simulator: Simulator::new(seed)?.into(), recording: Mutex::default() })
+        let simulator = Simulator::new(seed)?.into();
+        // Sequences of seeds that begin a small number apart must not meet.
+        let next_seed = AtomicU64::new(seed << 32);
+        Some(SimDevice { simulator, next_seed, recording: Mutex::default() })
+    }
+
+    /// For one launch.
+    pub fn draw_seed(&self) -> u64 {
+        self.next_seed.fetch_add(1, Ordering::Relaxed)
     }
 }
 
@@ -89,12 +100,12 @@ impl SimDevice {
         let described = simulator::Launch {
             kernel: launch.kernel.name,
             grid: launch.grid,
-            block: [launch.kernel.threads, 1, 1],
-            shared_bytes: launch.shared_bytes as u32,
+            block: [launch.block.threads, 1, 1],
+            shared_bytes: launch.block.shared_bytes as u32,
             args: &args,
             regions: &regions,
         };
-        self.simulator.launch(module, &described).map_err(|why| launch.error(why))
+        self.simulator.in_order(self.draw_seed()).launch(module, &described).map_err(|why| launch.error(why))
     }
 }
 
@@ -156,8 +167,8 @@ impl Device for SimDevice {
 
     fn replay(&self, recording: &Vec<Call>) -> Result<()> {
         recording.iter().try_for_each(|call| match call {
-            Call::Launch { module, kernel, grid, shared_bytes, args } => {
-                self.run(module, &Launch { kernel, grid: *grid, shared_bytes: *shared_bytes, args })
+            Call::Launch { module, kernel, grid, block, args } => {
+                self.run(module, &Launch { kernel, grid: *grid, block: *block, args })
             }
             Call::Fill { to, byte } => self.fill(*to, *byte),
             Call::Copy { from, to } => self.copy(*from, *to),
@@ -192,10 +203,11 @@ impl Device for SimDevice {
     }
 
     fn launch(&self, module: &Arc<Module>, launch: &Launch<'_>) -> Result<()> {
-        let Launch { kernel, grid, shared_bytes, args } = *launch;
-        assert!(shared_bytes <= kernel.shared_bytes as usize, "{}: shared memory beyond its table", kernel.name);
+        let Launch { kernel, grid, block, args } = *launch;
+        assert!(block.threads <= kernel.threads, "{}: threads beyond its table", kernel.name);
+        assert!(block.shared_bytes <= kernel.shared_bytes as usize, "{}: shared memory beyond its table", kernel.name);
         if let Some(calls) = &mut *self.recording() {
-            calls.push(Call::Launch { module: module.clone(), kernel, grid, shared_bytes, args: args.to_vec() });
+            calls.push(Call::Launch { module: module.clone(), kernel, grid, block, args: args.to_vec() });
             return Ok(());
         }
         self.run(module, launch)

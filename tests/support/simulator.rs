@@ -77,6 +77,8 @@ pub struct Module {
 struct Kernel {
     entry: unsafe extern "C" fn(*mut *mut c_void),
     parameters: Vec<Parameter>,
+    /// As its `__launch_bounds__` say; 0 where it has none.
+    most_threads: u32,
 }
 
 struct Parameter {
@@ -118,6 +120,11 @@ impl Simulator {
         };
         let runtime = runtime.clone().unwrap_or_else(|why| panic!("the simulator does not build: {why}"));
         Some(Simulator { runtime, seed })
+    }
+
+    /// The same device, its launches in the order that another seed decides.
+    pub fn in_order(&self, seed: u64) -> Simulator {
+        Simulator { seed, ..self.clone() }
     }
 
     /// Whether loads and stores of structs are checked as such, their alignment too. clang takes them apart first.
@@ -178,7 +185,7 @@ impl Simulator {
         let library = unsafe { Library::open(Some(&built), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|e| format!("{}: {e}", file.display()))?;
         let kernels = signatures.into_iter().map(|signature| {
-            // SAFETY: the two symbols are made by SIM_ENTRY of kernels/sim/sim.cuh, with these types.
+            // SAFETY: the symbols are made by SIM_ENTRY and SIM_BOUNDS of kernels/sim/sim.cuh, with these types.
             let kernel = unsafe { Kernel::find(&library, &signature) };
             (signature.name, kernel)
         });
@@ -208,6 +215,7 @@ impl Simulator {
             entry: kernel.entry,
             grid: launch.grid,
             block: launch.block,
+            most_threads: kernel.most_threads,
             shared_bytes: launch.shared_bytes,
             seed: self.seed,
             args: args.as_mut_ptr(),
@@ -237,7 +245,7 @@ impl Held {
 impl Kernel {
     /// # Safety
     ///
-    /// The library's symbols of this name must be those of `SIM_ENTRY`.
+    /// The library's symbols of this name must be those of `SIM_ENTRY` and `SIM_BOUNDS`.
     unsafe fn find(library: &Library, signature: &source::Signature) -> Kernel {
         let symbol = |prefix: &str| format!("{prefix}_{}", signature.name);
         // SAFETY: as the caller promises.
@@ -249,7 +257,11 @@ impl Kernel {
         assert_eq!(parameters.count as usize, signature.parameters.len(), "parameters of {}", signature.name);
         let named = signature.parameters.iter().zip(parameters.bytes);
         let parameters = named.map(|(name, bytes)| Parameter { name: name.clone(), bytes: bytes as usize });
-        Kernel { entry: *entry, parameters: parameters.collect() }
+        // SAFETY: as the caller promises; the number is constant and the library is loaded.
+        let most_threads = signature.bounds.as_ref().map_or(0, |_| unsafe {
+            **library.get::<*const u32>(symbol("sim_bounds").as_bytes()).expect("bounds where the source has them")
+        });
+        Kernel { entry: *entry, parameters: parameters.collect(), most_threads }
     }
 
     /// Copies of the arguments for the length of a launch.
@@ -306,6 +318,7 @@ struct RawLaunch {
     entry: unsafe extern "C" fn(*mut *mut c_void),
     grid: [u32; 3],
     block: [u32; 3],
+    most_threads: u32,
     shared_bytes: u32,
     seed: u64,
     args: *mut *mut c_void,

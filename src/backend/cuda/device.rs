@@ -91,15 +91,24 @@ pub enum Arg {
     Dropout(DropoutArg),
 }
 
+/// What a block has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Threads along x; as many as the kernel was compiled for.
+    pub threads: u32,
+    /// Dynamic shared memory in bytes; at most what the kernel's table says.
+    pub shared_bytes: usize,
+}
+
 /// A kernel's grid and arguments.
 #[derive(Debug)]
 pub struct Launch<'a> {
-    /// Which; its block size is part of it.
+    /// Which.
     pub kernel: &'static Kernel,
     /// Blocks along x, y and z; none may be zero.
     pub grid: [u32; 3],
-    /// Dynamic shared memory of a block, in bytes; at most what the kernel's table says.
-    pub shared_bytes: usize,
+    /// What each has.
+    pub block: Block,
     /// In the order of the kernel's parameters.
     pub args: &'a [Arg],
 }
@@ -116,7 +125,7 @@ impl Launch<'_> {
             Arg::Dropout(drop) => format!("dropout {}/65536", drop.threshold),
         });
         let args = args.collect::<Vec<_>>().join(", ");
-        Error::Launch { kernel: self.kernel.name, grid: self.grid, threads: self.kernel.threads, args, why }
+        Error::Launch { kernel: self.kernel.name, grid: self.grid, threads: self.block.threads, args, why }
     }
 }
 

@@ -260,8 +260,8 @@ impl Device for Gpu {
         };
         let packed: Vec<_> = launch.args.iter().map(|arg| arg.pack()).collect();
         let mut params: Vec<*mut c_void> = packed.iter().map(|packed| packed.as_ptr().cast_mut().cast()).collect();
-        let ([x, y, z], threads) = (launch.grid, (launch.kernel.threads, 1, 1));
-        let (shared, stream) = (launch.shared_bytes as u32, self.stream.cu_stream());
+        let ([x, y, z], threads) = (launch.grid, (launch.block.threads, 1, 1));
+        let (shared, stream) = (launch.block.shared_bytes as u32, self.stream.cu_stream());
         // SAFETY: the function is alive with its module. The launcher's table gives the parameters' types; each entry of
         // `params` points to at least as many bytes, which the driver copies before it returns. Every pointer among them is a
         // Region, within an allocation that its owner keeps, and buffers are freed in stream order, after this launch.

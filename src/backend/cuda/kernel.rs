@@ -9,7 +9,7 @@ pub struct Kernel {
     pub name: &'static str,
     /// One line of maths.
     pub computes: &'static str,
-    /// Threads of a block, as its `__launch_bounds__` says.
+    /// Threads of a block: the most that its `__launch_bounds__` say, where they depend on sizes.
     pub threads: u32,
     /// Dynamic shared memory of a block in bytes: the most that a launch asks for.
     pub shared_bytes: u32,

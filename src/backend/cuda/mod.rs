@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use self::batch::{Batch, Head};
-use self::device::{Arg, Device, DropoutArg, Launch, LiveRows, Region};
+use self::device::{Arg, Block, Device, DropoutArg, Launch, LiveRows, Region};
 use self::kernel::{Family, ModuleSpec};
 use self::memory::{Allocation, CudaArena, DeviceTally, Element, Flat, Mat, Tally, Weights};
 use self::ops::adamw::Step;
@@ -83,17 +83,25 @@ where
         &self.device
     }
 
-    /// Launches a kernel of a family, compiled for `sizes`. An empty grid is no launch.
+    /// Launches a kernel of a family, compiled for `sizes`, with the threads of its table. An empty grid is no launch.
     fn launch(
         &self, family: &'static Family, sizes: &[u32], kernel: &str, grid: [usize; 3], shared_bytes: usize,
         args: &[Arg],
+    ) -> Result<()> {
+        let block = Block { threads: family.kernel(kernel).threads, shared_bytes };
+        self.launch_blocks(family, sizes, kernel, grid, block, args)
+    }
+
+    /// The same for kernels whose blocks depend on sizes.
+    fn launch_blocks(
+        &self, family: &'static Family, sizes: &[u32], kernel: &str, grid: [usize; 3], block: Block, args: &[Arg],
     ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
         let module = self.module(ModuleSpec::new(family, sizes))?;
         let grid = grid.map(|blocks| blocks as u32);
-        self.device.launch(&module, &Launch { kernel: family.kernel(kernel), grid, shared_bytes, args })
+        self.device.launch(&module, &Launch { kernel: family.kernel(kernel), grid, block, args })
     }
 
     fn module(&self, spec: ModuleSpec) -> Result<Arc<D::Module>> {

@@ -89,6 +89,12 @@ extern "C" __global__ void large_frame(u32* y) {
     y[threadIdx.x] = local[threadIdx.x];
 }
 
+constexpr u32 HALF = 32;
+
+extern "C" __global__ void __launch_bounds__(2 * HALF, 1) at_most_64(u32* y) {
+    y[threadIdx.x] = threadIdx.x;
+}
+
 extern "C" __global__ void divide(const u32* x, u32* y) {
     y[threadIdx.x] = 12 / x[threadIdx.x];
 }

@@ -78,7 +78,7 @@ pub fn module(
     }
     let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     built(&name, &key, |work, out| {
-        let entries: String = kernels_of_file.iter().map(|kernel| format!("SIM_ENTRY({});\n", kernel.name)).collect();
+        let entries: String = kernels_of_file.iter().map(entry).collect();
         let unit = work.join(format!("{name}.cpp"));
         fs::write(&unit, format!("#include \"{}\"\n{entries}", file.display())).map_err(|e| e.to_string())?;
         let object = work.join("kernels.o");
@@ -97,6 +97,13 @@ pub fn module(
         link.arg("-shared").arg(&object).arg("-o").arg(out);
         run(link)
     })
+}
+
+/// What stands in the unit beside the source, for one kernel.
+fn entry(kernel: &Signature) -> String {
+    let name = &kernel.name;
+    let bounds = kernel.bounds.as_ref().map(|bounds| format!("SIM_BOUNDS({name}, {bounds});\n"));
+    format!("SIM_ENTRY({name});\n{}", bounds.unwrap_or_default())
 }
 
 fn kernels() -> PathBuf {

@@ -1,10 +1,11 @@
 //! What kernels a .cu file has, and what their parameters are called.
 
-/// A kernel's name and its parameters' names.
+/// A kernel's name, its parameters' names, and what stands in its `__launch_bounds__`.
 #[derive(Debug, PartialEq)]
 pub struct Signature {
     pub name: String,
     pub parameters: Vec<String>,
+    pub bounds: Option<String>,
 }
 
 /// All `__global__ void` functions of a source text, in its order.
@@ -16,8 +17,10 @@ pub fn kernels(text: &str) -> Vec<Signature> {
 /// Reads `void __launch_bounds__(…) name(type a, type b)`.
 fn signature(after_global: &str) -> Option<Signature> {
     let mut rest = after_global.trim_start().strip_prefix("void")?.trim_start();
-    if let Some(bounds) = rest.strip_prefix("__launch_bounds__") {
-        rest = parenthesised(bounds.trim_start())?.1.trim_start();
+    let mut bounds = None;
+    if let Some(list) = rest.strip_prefix("__launch_bounds__") {
+        let (inside, after) = parenthesised(list.trim_start())?;
+        (bounds, rest) = (Some(inside.to_owned()), after.trim_start());
     }
     let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
     let (name, rest) = rest.split_at(end);
@@ -26,7 +29,7 @@ fn signature(after_global: &str) -> Option<Signature> {
         let last = parameter.rsplit(|c: char| !c.is_alphanumeric() && c != '_').next();
         last.unwrap_or(parameter).to_owned()
     });
-    Some(Signature { name: name.to_owned(), parameters: parameters.collect() })
+    Some(Signature { name: name.to_owned(), parameters: parameters.collect(), bounds })
 }
 
 /// What the parentheses at the start of `text` enclose, and what follows them.
@@ -49,6 +52,11 @@ fn parenthesised(text: &str) -> Option<(&str, &str)> {
 fn reads_signatures() {
     let text = "// __global__ void not_this(int a)\nextern \"C\" __global__ void __launch_bounds__(f(2) * 4, 2)\n    \
                 two(const bf16* __restrict__ x, // input\n Rows rows) {}\n__global__ void none() {}";
-    let found: Vec<_> = kernels(text).into_iter().map(|kernel| (kernel.name, kernel.parameters)).collect();
-    assert_eq!(found, [("two".into(), vec!["x".to_owned(), "rows".to_owned()]), ("none".into(), vec![])]);
+    let signature = |name: &str, parameters: &[&str], bounds: Option<&str>| Signature {
+        name: name.into(),
+        parameters: parameters.iter().map(|&name| name.into()).collect(),
+        bounds: bounds.map(str::to_owned),
+    };
+    let two = signature("two", &["x", "rows"], Some("f(2) * 4, 2"));
+    assert_eq!(kernels(text), [two, signature("none", &[], None)]);
 }

@@ -148,14 +148,9 @@ where
     let d_word = grads.span(OP, "word embeddings", layer.word, dim("V·C", layer.word.len))?;
     let d_position = grads.span(OP, "position embeddings", layer.position, dim("P·C", layer.position.len))?;
     let width = norm_width(OP, "d_y", d_y)?;
-    let block = BackwardBlock::new(cols.size);
-    let blocks = d_y.capacity().div_ceil(block.rows);
-    let partials = NormPartials {
-        region: be.scratch(Scratch::Partials, blocks * KINDS * cols.size * size_of::<f32>())?,
-        kinds: KINDS,
-        cols: cols.size,
-        rows_per_partial: block.rows,
-    };
+    let BackwardBlock { rows: block_rows, block } = BackwardBlock::new(cols.size);
+    let blocks = d_y.capacity().div_ceil(block_rows);
+    let partials = NormPartials::new(be, blocks, KINDS, cols.size, block_rows)?;
     let args = [
         Arg::Update(d_y.region()),
         Arg::Read(batch.ids),
@@ -168,7 +163,7 @@ where
         be.rows_of(d_y),
         be.dropout(drop),
     ];
-    be.launch(&FAMILY, &[width], OP, [blocks, 1, 1], block.shared_bytes, &args)?;
+    be.launch_blocks(&FAMILY, &[width], OP, [blocks, 1, 1], block, &args)?;
     add_norm_partials(be, &partials, &norm_grads, be.live(d_y.kind(), d_y.capacity()))?;
     let (sorted, counts) = (&batch.by_id, [Head::IdPieces, Head::IdSums]);
     let skip = layer.padding_idx.unwrap_or(NONE);

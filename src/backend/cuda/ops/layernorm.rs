@@ -1,10 +1,10 @@
 //! kernels/layernorm.cu: dropout, residual and LayerNorm in one pass.
 
+use super::super::CudaBackend;
 use super::super::batch::Batch;
-use super::super::device::{Arg, Device};
+use super::super::device::{Arg, Block, Device};
 use super::super::kernel::{Family, Kernel, Limits};
 use super::super::memory::{Flat, Mat, Weights};
-use super::super::{CudaBackend, Scratch};
 use super::rows::{NormGrads, NormPartials, add_norm_partials, kernel_width};
 use crate::backend::shape::dim;
 use crate::backend::{Dropout, Error, Norm, Result, Span};
@@ -49,8 +49,8 @@ const ROWS_A_WARP: usize = 16;
 pub(super) struct BackwardBlock {
     /// Rows of it, and to a row of partial sums; `BACKWARD_ROWS` of layernorm.cuh.
     pub rows: usize,
-    /// Its shared memory.
-    pub shared_bytes: usize,
+    /// Its threads and shared memory.
+    pub block: Block,
 }
 
 impl BackwardBlock {
@@ -64,7 +64,8 @@ impl BackwardBlock {
         // γ, and for each warp a ring of six rows: three stages of two sources here, two of three in embedding.cu. The
         // warps' sums, at most three rows of f32 each, fit into the rings.
         let (gamma, ring) = (width * size_of::<f32>(), 6 * width * size_of::<u16>());
-        BackwardBlock { rows: ROWS_A_WARP * warps, shared_bytes: gamma + warps * ring }
+        let block = Block { threads: 32 * warps as u32, shared_bytes: gamma + warps * ring };
+        BackwardBlock { rows: ROWS_A_WARP * warps, block }
     }
 }
 
@@ -143,14 +144,9 @@ where
         None => Arg::Null,
     };
     let width = norm_width(OP, "d", d)?;
-    let block = BackwardBlock::new(cols.size);
-    let blocks = d.capacity().div_ceil(block.rows);
-    let partials = NormPartials {
-        region: be.scratch(Scratch::Partials, blocks * KINDS * cols.size * size_of::<f32>())?,
-        kinds: KINDS,
-        cols: cols.size,
-        rows_per_partial: block.rows,
-    };
+    let BackwardBlock { rows: block_rows, block } = BackwardBlock::new(cols.size);
+    let blocks = d.capacity().div_ceil(block_rows);
+    let partials = NormPartials::new(be, blocks, KINDS, cols.size, block_rows)?;
     let args = [
         Arg::Update(d.region()),
         Arg::Read(sum.region()),
@@ -161,7 +157,7 @@ where
         be.rows_of(d),
         be.dropout(drop),
     ];
-    be.launch(&FAMILY, &[width], OP, [blocks, 1, 1], block.shared_bytes, &args)?;
+    be.launch_blocks(&FAMILY, &[width], OP, [blocks, 1, 1], block, &args)?;
     add_norm_partials(be, &partials, &norm_grads, be.live(d.kind(), d.capacity()))
 }
 
@@ -172,7 +168,7 @@ mod tests {
     #[test]
     fn no_width_takes_more_shared_memory_than_every_device_has() {
         let widths = (64..=MOST_COLUMNS).step_by(64);
-        assert!(widths.clone().all(|width| BackwardBlock::new(width).shared_bytes <= BACKWARD_BYTES));
+        assert!(widths.clone().all(|width| BackwardBlock::new(width).block.shared_bytes <= BACKWARD_BYTES));
         let warps: Vec<usize> = widths.map(|width| BackwardBlock::new(width).rows / ROWS_A_WARP).collect();
         assert!(warps.is_sorted_by(|a, b| a >= b) && warps[768 / 64 - 1] == 4 && warps[1024 / 64 - 1] == 2);
     }

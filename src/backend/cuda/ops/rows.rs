@@ -1,10 +1,10 @@
 //! kernels/rows.cu: rows picked and put back, partial sums added.
 
-use super::super::CudaBackend;
 use super::super::batch::Batch;
 use super::super::device::{Arg, Device, LiveRows, Region};
 use super::super::kernel::{Family, Kernel, Limits};
 use super::super::memory::Mat;
+use super::super::{CudaBackend, Scratch};
 use crate::backend::shape::{Dim, dim};
 use crate::backend::{Error, Pick, Result, Rows};
 
@@ -163,6 +163,19 @@ pub(super) struct NormPartials {
     pub cols: usize,
     /// Rows that each block summed.
     pub rows_per_partial: usize,
+}
+
+impl NormPartials {
+    /// Room for those of so many blocks.
+    pub fn new<D: Device>(
+        be: &CudaBackend<D>, blocks: usize, kinds: usize, cols: usize, rows_per_partial: usize,
+    ) -> Result<NormPartials>
+    where
+        D::Buffer: 'static,
+    {
+        let region = be.scratch(Scratch::Partials, blocks * kinds * cols * size_of::<f32>())?;
+        Ok(NormPartials { region, kinds, cols, rows_per_partial })
+    }
 }
 
 /// grads += the sums of `partials`, kind by kind.
