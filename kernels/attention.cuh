@@ -298,6 +298,15 @@ __device__ __forceinline__ u32 kept_of_queries(const Dropout& drop, u32 head, u3
     return kept;
 }
 
+// For the warp's own rows as queries; all is kept without dropout.
+__device__ __forceinline__ void draw_kept(u32 (&kept)[STRIPS], const Dropout& drop, const Job& job, u32 first_key) {
+#pragma unroll
+    for (int s = 0; s < STRIPS; s++) {
+        u32 query = job.first_row() + job.warp_first + 16 * s + lane_id() / 4;
+        kept[s] = drop.active() ? kept_of_queries(drop, job.head, query, first_key) : 0xffffffffu;
+    }
+}
+
 // Whether score [n][2r + c] of the part at hand is kept.
 __device__ __forceinline__ bool query_keeps(u32 kept, int n, int r, int c) {
     return kept >> (8 * (2 * n + r) + c) & 1;

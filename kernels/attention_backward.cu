@@ -160,11 +160,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
         const bf16* k = shared + tile / TILE % 2 * STAGE;
         const u32 live = min(length - tile, static_cast<u32>(TILE));
         u32 kept[STRIPS];
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++) {
-            u32 query = job.first_row() + job.warp_first + 16 * s + lane_id() / 4;
-            kept[s] = drop.active() ? kept_of_queries(drop, job.head, query, tile) : 0xffffffffu;
-        }
+        draw_kept(kept, drop, job, tile);
 #pragma unroll 1
         for (u32 first = 0; first < live; first += 16, k += 16 * D) {
             // 2  scores = q kᵀ, d_p = d_ctx vᵀ

@@ -136,11 +136,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
         // 2  Dropout's bits. They depend on nothing, so they can be drawn while the tensor cores work for other warps.
         u32 kept[STRIPS];
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++) {
-            u32 query = job.first_row() + job.warp_first + 16 * s + lane_id() / 4;
-            kept[s] = drop.active() ? kept_of_queries(drop, job.head, query, tile) : 0xffffffffu;
-        }
+        draw_kept(kept, drop, job, tile);
         // Not unrolled: there is no register to spare for a second part's addresses.
 #pragma unroll 1
         for (u32 first = 0; first < live; first += 16, k += 16 * D) {

@@ -1,6 +1,8 @@
 //! `handbert bench` at sizes that take a second: what it prints, that its figures follow from each other, and that every call
 //! can be made on the simulated GPU, recorded as on a real one.
 
+#[path = "support/binary.rs"]
+mod binary;
 mod support {
     pub mod training;
 }
@@ -12,6 +14,7 @@ mod simulator;
 use std::path::PathBuf;
 use std::process::Command;
 
+use binary::Run;
 use handbert::bench::ceilings::Measured;
 use handbert::bench::kernels::Wanted;
 use handbert::bench::measure::Effort;
@@ -19,12 +22,6 @@ use handbert::bench::pass::{self, Plan};
 use handbert::bench::shapes::{Lengths, base_config};
 use handbert::model::Config;
 use serde_json::{Value, json};
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
 
 /// A config.json of two layers.
 struct Case {
@@ -51,11 +48,7 @@ impl Case {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
         command.env_remove("RUST_LOG").env_remove("HANDBERT_DEVICE").arg("bench").args(args);
         command.args(["--quick", "--threads", "2", "--batch-tokens", "200", "--config"]).arg(&self.file);
-        let output = command.output().expect("the binary starts");
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-        let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-        assert!(!run.err.contains("panicked"), "{}", run.err);
-        run
+        Run::of(&mut command)
     }
 
     fn cpu(&self, args: &[&str]) -> Run {
@@ -63,18 +56,12 @@ impl Case {
     }
 
     fn json(&self, args: &[&str]) -> Value {
-        let run = self.cpu(&[args, &["--json"]].concat());
-        assert_eq!(run.code, Some(0), "{}", run.err);
-        serde_json::from_str(&run.out).expect("one JSON object")
+        self.cpu(&[args, &["--json"]].concat()).exits(0).json()
     }
 
     fn refused(&self, args: &[&str], says: &[&str]) {
-        let run = self.run(args);
-        assert_eq!(run.code, Some(2), "{args:?}: {}", run.out);
+        let run = self.run(args).exits(2).says(says);
         assert!(run.out.is_empty(), "{args:?}: {}", run.out);
-        for part in says {
-            assert!(run.err.contains(part), "{args:?}: {:?} does not say {part:?}", run.err);
-        }
     }
 }
 

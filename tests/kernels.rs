@@ -2,14 +2,13 @@
 //!
 //! HANDBERT_NVRTC names a directory with NVRTC's libraries; tests that compile skip without it.
 
+#[path = "support/binary.rs"]
+mod binary;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
+use binary::Run;
 
 /// Runs the binary with `nvrtc` alone on the library path.
 fn handbert(nvrtc: Option<&Path>, cache: &Path, kernels: Option<&Path>, args: &[&str]) -> Run {
@@ -21,11 +20,7 @@ fn handbert(nvrtc: Option<&Path>, cache: &Path, kernels: Option<&Path>, args: &[
             command.env(name, dir);
         }
     }
-    let output = command.output().expect("the binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!run.err.contains("panicked"), "{}", run.err);
-    run
+    Run::of(&mut command)
 }
 
 /// NVRTC's directory, where there is one.
@@ -53,10 +48,7 @@ fn without_nvrtc_there_is_a_message_that_says_what_to_do() {
     if run.code == Some(0) {
         return println!("skipped: NVRTC is installed where every program finds it");
     }
-    assert_eq!(run.code, Some(2));
-    for part in ["NVRTC", "libnvrtc.so", "pip install nvidia-cuda-nvrtc", "HANDBERT_KERNELS"] {
-        assert!(run.err.contains(part), "{}", run.err);
-    }
+    run.exits(2).says(&["NVRTC", "libnvrtc.so", "pip install nvidia-cuda-nvrtc", "HANDBERT_KERNELS"]);
     assert!(!out.exists());
 }
 
@@ -65,10 +57,8 @@ fn architectures_and_sizes_that_there_are_not() {
     let dir = tempfile::tempdir().unwrap();
     let compile =
         |args: &[&str]| handbert(None, dir.path(), None, &[&["kernels", "compile", "--out", "k"], args].concat());
-    let run = compile(&["--arch", "sm_75"]);
-    assert!(run.code == Some(2) && run.err.contains("sm_75") && run.err.contains("sm_90a"), "{}", run.err);
-    let run = compile(&["--size", "DEPTH=3"]);
-    assert!(run.code == Some(2) && run.err.contains("DEPTH") && run.err.contains("WIDTH"), "{}", run.err);
+    compile(&["--arch", "sm_75"]).exits(2).says(&["sm_75", "sm_90a"]);
+    compile(&["--size", "DEPTH=3"]).exits(2).says(&["DEPTH", "WIDTH"]);
 }
 
 #[test]
@@ -77,14 +67,10 @@ fn what_was_compiled_elsewhere_serves_a_machine_without_nvrtc() {
     let dir = tempfile::tempdir().unwrap();
     let (out, cache) = (dir.path().join("kernels"), dir.path().join("cache"));
     let compile = ["kernels", "compile", "--arch", "sm_90a", "--out", out.to_str().unwrap(), "--json"];
-    let run = handbert(Some(&nvrtc), &cache, None, &compile);
-    assert_eq!(run.code, Some(0), "{}", run.err);
-    let json: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    let json = handbert(Some(&nvrtc), &cache, None, &compile).exits(0).json();
     assert_eq!(json["modules"].as_array().unwrap().len(), files(&out).len());
     let list = ["kernels", "list", "--arch", "sm_90a", "--json"];
-    let run = handbert(None, &cache, Some(&out), &list);
-    assert_eq!(run.code, Some(0), "{}", run.err);
-    let json: serde_json::Value = serde_json::from_str(&run.out).unwrap();
+    let json = handbert(None, &cache, Some(&out), &list).exits(0).json();
     for kernel in json["kernels"].as_array().unwrap() {
         assert!(kernel["registers"].as_u64().unwrap() > 0, "{kernel}");
         assert_eq!(kernel["spilled_bytes"], 0, "{kernel}");
@@ -93,8 +79,7 @@ fn what_was_compiled_elsewhere_serves_a_machine_without_nvrtc() {
     std::fs::write(&taken, "a file").unwrap();
     let beneath = taken.join("kernels");
     let compile = ["kernels", "compile", "--arch", "sm_90a", "--out", beneath.to_str().unwrap()];
-    let run = handbert(Some(&nvrtc), &cache, None, &compile);
-    assert!(run.code == Some(2) && run.err.contains("taken") && run.err.contains("can be written"), "{}", run.err);
+    handbert(Some(&nvrtc), &cache, None, &compile).exits(2).says(&["taken", "can be written"]);
 }
 
 #[test]

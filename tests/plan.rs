@@ -1,24 +1,18 @@
 //! `handbert plan`: what it prints for people and for programs, and what it refuses.
 
+#[path = "support/binary.rs"]
+mod binary;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use binary::Run;
 use serde_json::{Value, json};
-
-struct Run {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
 
 fn plan(args: &[&str]) -> Run {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
     command.env("HF_HUB_OFFLINE", "1").env_remove("RUST_LOG").arg("plan").args(args);
-    let output = command.output().expect("the binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!run.err.contains("panicked"), "{}", run.err);
-    run
+    Run::of(&mut command)
 }
 
 /// A config.json of base size, changed.
@@ -51,18 +45,12 @@ impl Case {
     }
 
     fn json(&self, args: &[&str]) -> Value {
-        let run = self.run(&[args, &["--json"]].concat());
-        assert_eq!(run.code, Some(0), "{}", run.err);
-        serde_json::from_str(&run.out).expect("one JSON object")
+        self.run(&[args, &["--json"]].concat()).exits(0).json()
     }
 
     fn refused(&self, args: &[&str], says: &[&str]) {
-        let run = self.run(args);
-        assert_eq!(run.code, Some(2), "{args:?}: {}", run.out);
+        let run = self.run(args).exits(2).says(says);
         assert!(run.out.is_empty(), "{args:?}: {}", run.out);
-        for part in says {
-            assert!(run.err.contains(part), "{args:?}: {:?} does not say {part:?}", run.err);
-        }
     }
 }
 

@@ -3,6 +3,8 @@
 mod bad_files;
 mod bad_models;
 mod bad_rows;
+#[path = "../support/binary.rs"]
+mod binary;
 mod devices;
 mod outputs;
 mod quickstart;

@@ -8,34 +8,7 @@ use std::sync::OnceLock;
 
 use serde_json::Value;
 
-/// How a command ended.
-#[derive(Debug)]
-pub struct Run {
-    pub code: Option<i32>,
-    pub out: String,
-    pub err: String,
-}
-
-impl Run {
-    /// The one JSON object on stdout.
-    pub fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("stdout is no JSON: {e}\n{self:?}"))
-    }
-
-    /// Asserts the exit code.
-    pub fn exits(self, code: i32) -> Self {
-        assert_eq!(self.code, Some(code), "{self:?}");
-        self
-    }
-
-    /// Asserts what stderr says.
-    pub fn says(self, parts: &[&str]) -> Self {
-        for part in parts {
-            assert!(self.err.contains(part), "stderr lacks {part:?}: {self:?}");
-        }
-        self
-    }
-}
+pub use crate::binary::Run;
 
 /// The binary, on the CPU with two threads, quiet surroundings and no network.
 pub fn command() -> Command {
@@ -45,9 +18,9 @@ pub fn command() -> Command {
     command
 }
 
-/// Runs the binary to its end. It never panics, whatever it is given.
+/// Runs the binary to its end.
 pub fn handbert<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
-    finish(command().args(args).stdin(Stdio::null()))
+    Run::of(command().args(args).stdin(Stdio::null()))
 }
 
 /// [`handbert`] with this on standard input.
@@ -65,19 +38,7 @@ pub fn handbert_reading<S: AsRef<OsStr>>(input: &[u8], args: impl IntoIterator<I
     let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().expect("the binary ends");
     feeder.join().expect("stdin is fed");
-    checked(output)
-}
-
-fn finish(command: &mut Command) -> Run {
-    checked(command.output().expect("the binary starts"))
-}
-
-fn checked(output: std::process::Output) -> Run {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let run = Run { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!run.err.contains("panicked"), "{}", run.err);
-    assert!(run.code.is_some(), "killed by a signal: {}", run.err);
-    run
+    Run::ended(output)
 }
 
 /// A path as an argument.
