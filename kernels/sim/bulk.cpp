@@ -166,7 +166,6 @@ static void begin_load(Thread& self, const Load& load, void* barrier) {
 extern "C" void sim_bulk_load(void* to, const void* from, u32 bytes, void* barrier) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     if (bytes == 0 || bytes % 16 != 0) fail(self, "cp.async.bulk of %u bytes; a multiple of 16 is wanted", bytes);
     check_aligned(self, to, bytes, 16, LANDS);
     check_aligned(self, from, bytes, 16, LOADS);
@@ -177,7 +176,6 @@ extern "C" void sim_bulk_load(void* to, const void* from, u32 bytes, void* barri
 extern "C" void sim_tensor_load(void* to, const void* encoded, int column, int row, void* barrier) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     Map map = decode(self, encoded);
     check_box_address(self, map, to, "copies");
     each_piece(map, column, row, [&](const Piece& piece) { check_global_read(self, piece.global, piece.bytes, LOADS); });
@@ -206,7 +204,6 @@ static std::vector<StoreGroups>& stores() {
 extern "C" void sim_tensor_store(const void* encoded, int column, int row, const void* from) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     Map map = decode(self, encoded);
     check_box_address(self, map, from, "copies");
     Store store = {static_cast<u8*>(const_cast<void*>(from)), map, column, row, {}};
@@ -244,7 +241,6 @@ extern "C" void sim_bulk_commit() {
 extern "C" void sim_bulk_wait(u32 pending, u32) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     auto& groups = stores()[self.index].committed;
     if (groups.size() <= pending) return;
     auto end = groups.end() - pending;

@@ -129,7 +129,6 @@ static bool land_for_idle() {
 extern "C" void sim_mbarrier_init(void* address, u32 count) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     if (count == 0 || count > MAX_COUNT)
         fail(self, "mbarrier_init with a count of %u; 1 to 2^20 - 1 are allowed", count);
     if (find(address) != nullptr) fail(self, "mbarrier_init at %s, where an mbarrier is", shared_text(address).c_str());
@@ -148,7 +147,6 @@ extern "C" void sim_mbarrier_init(void* address, u32 count) {
 extern "C" void sim_mbarrier_inval(void* address) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     Barrier& barrier = use(self, address, "invalidates");
     for (const auto& held : {barrier.waiting, barrier.woken}) {
         if (!held.empty())
@@ -177,7 +175,6 @@ extern "C" void sim_fence_mbarrier_init() {
 extern "C" void sim_mbarrier_arrive(void* address) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     Barrier& barrier = use(self, address, "arrives at");
     if (barrier.pending == 0)
         fail(self, "arrives at the mbarrier at %s more often than its count of %u allows in a phase",
@@ -190,7 +187,6 @@ extern "C" void sim_mbarrier_arrive(void* address) {
 extern "C" void sim_mbarrier_expect_tx(void* address, u32 bytes) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     Barrier& barrier = use(self, address, "expects bytes at");
     add_tx(self, barrier, bytes);
     check_phase(self, barrier);
@@ -199,7 +195,6 @@ extern "C" void sim_mbarrier_expect_tx(void* address, u32 bytes) {
 extern "C" void sim_mbarrier_wait(void* address, u32 parity) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     if (parity > 1) fail(self, "waits for parity %u; a phase's parity is 0 or 1", parity);
     Barrier& barrier = use(self, address, "waits for");
     // Copies that count on phases to come may land whenever they like, too.
@@ -263,7 +258,6 @@ extern "C" void sim_bar_sync(u32 id, u32 threads) {
     machine->pc = __builtin_return_address(0);
     static const char WAIT_NAMED[] = "bar_sync of a named barrier to which not all have come: number ";
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     NamedBarrier& barrier = come(self, id, threads, "bar_sync");
     barrier.waiting.push_back(&self);
     if (barrier.came == threads) {
@@ -276,7 +270,6 @@ extern "C" void sim_bar_sync(u32 id, u32 threads) {
 extern "C" void sim_bar_arrive(u32 id, u32 threads) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     NamedBarrier& barrier = come(self, id, threads, "bar_arrive");
     if (barrier.came == threads) open_barrier(barrier);
 }

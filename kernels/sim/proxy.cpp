@@ -61,7 +61,6 @@ bool coin() {
 extern "C" void sim_fence_proxy_async() {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     proxies().fences[self.index].push_back(time_of(self.tag));
     advance(self);
     sim_fence_mbarrier_init();

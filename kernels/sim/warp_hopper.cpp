@@ -15,7 +15,6 @@ extern "C" u32 sim_elect() {
     machine->pc = __builtin_return_address(0);
     static const char name[] = "elect.sync";
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     meet(self, name, ALL_LANES, nullptr, [](Thread&, u32) {});
     u64 mixed = machine->launch->seed * 0x9e3779b97f4a7c15u;
     return self.index % WARP == mixed >> 59;
@@ -55,7 +54,6 @@ extern "C" void sim_stmatrix_x4(void* row, SimQuad registers, u32 transposed) {
     machine->pc = __builtin_return_address(0);
     static const char* const names[] = {"stmatrix", "stmatrix.trans"};
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     check_aligned(self, row, 16, 16, "stmatrix writes");
     check_shared_write(self, row, 16, "stmatrix writes");
     StoreArguments arguments = {static_cast<u8*>(row), registers};
@@ -76,7 +74,6 @@ extern "C" void sim_setmaxnreg(u32 registers, u32 increase) {
     machine->pc = __builtin_return_address(0);
     static const char* const names[] = {"setmaxnreg.dec", "setmaxnreg.inc"};
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     if (registers < 24 || registers > 256 || registers % 8 != 0)
         fail(self, "%s to %u registers; 24 to 256 in steps of 8 are allowed", names[increase], registers);
     meet(self, names[increase], ALL_LANES, &registers, [](Thread& last, u32) {

@@ -271,14 +271,12 @@ extern "C" void sim_wgmma_registers(float* d, u32 count, SimQuad a, u64 b, u32 b
 extern "C" void sim_wgmma_fence() {
     machine->pc = __builtin_return_address(0);
     static const char name[] = "wgmma.fence";
-    machine->pc = __builtin_return_address(0);
     meet(current_thread(), name, ALL_LANES, nullptr, [](Thread& self, u32) { warp_state(self).fenced = true; });
 }
 
 extern "C" void sim_wgmma_commit() {
     machine->pc = __builtin_return_address(0);
     static const char name[] = "wgmma.commit_group";
-    machine->pc = __builtin_return_address(0);
     meet(current_thread(), name, ALL_LANES, nullptr, [](Thread& self, u32) {
         WarpState& warp = warp_state(self);
         warp.groups.push_back(std::move(warp.open));
@@ -354,7 +352,6 @@ extern "C" void sim_wgmma_wait(u32 pending) {
     static const char name[] = "wgmma.wait_group";
     static const char waits[] = "wgmma.wait_group for a wgmma that not all warps of its warpgroup have issued";
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     require_warpgroup(self, "waits for wgmma");
     while (!others_have_issued(self, retired_after(warp_state(self), pending))) {
         state().groups[self.index / (WARP * WARPGROUP)].waiting.push_back(&self);
@@ -384,7 +381,6 @@ static void remember(WarpState& warp, u32 number, const float* d, u32 count) {
 extern "C" void sim_wgmma_collect(float* d, u32 count) {
     machine->pc = __builtin_return_address(0);
     Thread& self = current_thread();
-    machine->pc = __builtin_return_address(0);
     WarpState& warp = warp_state(self);
     std::shared_ptr<Accumulators> from = find_ticket(self, d, count);
     if (from == nullptr) return;
