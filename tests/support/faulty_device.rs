@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use handbert::backend::cuda::device::{Device, Launch, Region};
+use handbert::backend::cuda::device::{Device, Features, Gemm, GemmWay, Launch, Region};
 use handbert::backend::cuda::kernel::ModuleSpec;
 use handbert::backend::{Error, Result};
 
@@ -57,6 +57,10 @@ impl Device for FaultyDevice {
 
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn features(&self) -> Features {
+        self.inner.features()
     }
 
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<Self::Buffer> {
@@ -127,5 +131,15 @@ impl Device for FaultyDevice {
             return Err(launch.error("a launch that fails".into()));
         }
         self.inner.launch(module, launch)
+    }
+
+    fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>> {
+        self.check_lost(false)?;
+        self.inner.gemm_ways(gemm)
+    }
+
+    fn gemm(&self, gemm: &Gemm, way: &GemmWay) -> Result<()> {
+        self.check_lost(false)?;
+        self.inner.gemm(gemm, way)
     }
 }

@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use handbert::backend::cuda::CudaBackend;
-use handbert::backend::cuda::device::{Access, Arg, Block, Device, Launch, Region};
+use handbert::backend::cuda::device::{
+    Access, Arg, Block, Device, EncodedMap, Features, Gemm, GemmWay, Launch, Region, TensorMap,
+};
 use handbert::backend::cuda::kernel::{Kernel, ModuleSpec};
 use handbert::backend::{Error, Result};
 
@@ -84,7 +86,8 @@ impl SimDevice {
     }
 
     fn run(&self, module: &Module, launch: &Launch<'_>) -> Result<()> {
-        let packed: Vec<_> = launch.args.iter().map(|arg| arg.pack()).collect();
+        let packed: std::result::Result<Vec<_>, _> = launch.args.iter().map(|arg| arg.pack(encode)).collect();
+        let packed = packed.map_err(|why| launch.error(why))?;
         let args: Vec<_> = packed.iter().map(|packed| packed.as_ptr().cast()).collect();
         let region = |(i, arg): (usize, &Arg)| {
             let (region, access) = arg.memory()?;
@@ -117,6 +120,10 @@ impl Device for SimDevice {
 
     fn describe(&self) -> String {
         "simulated GPU".into()
+    }
+
+    fn features(&self) -> Features {
+        Features { wgmma: true, multiprocessors: 3, library: None }
     }
 
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<SimBuffer> {
@@ -212,4 +219,16 @@ impl Device for SimDevice {
         }
         self.run(module, launch)
     }
+
+    fn gemm_ways(&self, _: &Gemm) -> Result<Vec<GemmWay>> {
+        Ok(Vec::new())
+    }
+
+    fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
+        unreachable!("there is no way")
+    }
+}
+
+fn encode(_: &TensorMap) -> std::result::Result<EncodedMap, String> {
+    Err("tensor maps".into())
 }

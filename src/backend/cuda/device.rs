@@ -70,6 +70,21 @@ pub struct DropoutArg {
     pub keep_scale: f32,
 }
 
+/// A row-major bf16 matrix as tensor copies read it: box by box, each swizzled by 128 bytes ("Tensor-map" of the PTX
+/// manual); `struct TensorMap` of ptx_hopper.cuh.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorMap {
+    /// The matrix, without gaps between its rows.
+    pub matrix: Region,
+    /// Its rows and columns.
+    pub size: [u32; 2],
+    /// Rows and columns of a box; the columns are 128 bytes.
+    pub of_box: [u32; 2],
+}
+
+/// A tensor map as the device's copy engine reads it.
+pub type EncodedMap = [u64; 16];
+
 /// One argument of a kernel, with what the kernel does to the memory it points to.
 #[derive(Debug, Clone, Copy)]
 pub enum Arg {
@@ -89,6 +104,8 @@ pub enum Arg {
     Rows(LiveRows),
     /// `struct Dropout`
     Dropout(DropoutArg),
+    /// `struct TensorMap`, of a matrix that is only read
+    TensorMap(TensorMap),
 }
 
 /// What a block has.
@@ -123,11 +140,81 @@ impl Launch<'_> {
             Arg::F32(value) => value.to_string(),
             Arg::Rows(rows) => format!("rows {}..{}", rows.first, rows.first + rows.capacity),
             Arg::Dropout(drop) => format!("dropout {}/65536", drop.threshold),
+            Arg::TensorMap(map) => format!("map of {:?} in {:?}", map.size, map.of_box),
         });
         let args = args.collect::<Vec<_>>().join(", ");
         Error::Launch { kernel: self.kernel.name, grid: self.grid, threads: self.block.threads, args, why }
     }
 }
+
+/// What devices may or may not have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Features {
+    /// wgmma and tensor copies, as on sm_90a.
+    pub wgmma: bool,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// The vendor's library of products and its version, as in `cuBLASLt 13.1`.
+    pub library: Option<String>,
+}
+
+/// How the operands of a product lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// D = A Bᵀ: A [rows, depth], B [cols, depth]
+    Nt,
+    /// D = A B: A [rows, depth], B [depth, cols]
+    Nn,
+    /// D = Aᵀ B: A [depth, rows], B [depth, cols]
+    Tn,
+}
+
+/// What becomes of the sums of a product, which are f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sums {
+    /// D, bf16, is overwritten.
+    Write,
+    /// The same, after a row of bf16 [cols] is added to each row.
+    WriteWithBias(Region),
+    /// They are added to D, bf16.
+    Add,
+    /// They are added to D, f32.
+    AddToF32,
+}
+
+/// A matrix in memory, row-major.
+#[derive(Debug, Clone, Copy)]
+pub struct Rectangle {
+    /// Where it lies, as far as it is used.
+    pub region: Region,
+    /// Elements from row to row.
+    pub lead: usize,
+}
+
+/// A product of bf16 matrices as the vendor's library computes it. All rows count, live or not.
+#[derive(Debug, Clone, Copy)]
+pub struct Gemm {
+    /// How A and B lie.
+    pub form: Form,
+    /// Of D.
+    pub rows: usize,
+    /// Of D.
+    pub cols: usize,
+    /// The dimension that is summed over.
+    pub depth: usize,
+    /// bf16
+    pub a: Rectangle,
+    /// bf16
+    pub b: Rectangle,
+    /// bf16, or f32 where `sums` says so.
+    pub d: Rectangle,
+    /// What becomes of the sums.
+    pub sums: Sums,
+}
+
+/// A way of the library to compute a product: its own description, good for this product, device and version alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct GemmWay(pub [u64; 8]);
 
 /// A GPU, or what stands in for one. All calls are made in one order, that of a stream: a launch sees what calls before
 /// it wrote. Only [`Device::download`] and [`Device::wait`] wait.
@@ -138,11 +225,13 @@ pub trait Device: Send + Sync {
     type Module: Send + Sync;
     /// Bytes on their way to the host.
     type Fetch: Send;
-    /// Launches, fills and copies that can be made again. It keeps nothing alive that they work on.
+    /// Launches, fills, copies and library products that can be made again. It keeps nothing alive that they work on.
     type Recording: Send + Sync;
 
     /// One line for people: the device's name and what it has.
     fn describe(&self) -> String;
+    /// What it has beyond what every device has.
+    fn features(&self) -> Features;
     /// Bytes that may still be allocated; `None` where the device does not tell.
     fn free_bytes(&self) -> Result<Option<usize>> {
         Ok(None)
@@ -161,9 +250,10 @@ pub trait Device: Send + Sync {
     fn is_ready(&self, fetch: &Self::Fetch) -> Result<bool>;
     /// Waits for bytes that were fetched.
     fn wait(&self, fetch: Self::Fetch) -> Result<Vec<u8>>;
-    /// Calls `run`, whose launches, fills and copies are written down and not made. Any other call it makes is an error.
+    /// Calls `run`, whose launches, fills, copies and library products are written down and not made. Any other call it
+    /// makes is an error.
     fn record(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<Self::Recording>;
-    /// Makes launches, fills and copies that were written down.
+    /// Makes what was written down.
     fn replay(&self, recording: &Self::Recording) -> Result<()>;
     /// Sets every byte.
     fn fill(&self, to: Region, byte: u8) -> Result<()>;
@@ -173,12 +263,17 @@ pub trait Device: Send + Sync {
     fn load(&self, spec: &ModuleSpec) -> Result<Self::Module>;
     /// Starts a kernel of a module.
     fn launch(&self, module: &Self::Module, launch: &Launch<'_>) -> Result<()>;
+    /// In which ways the library offers to compute a product, the most promising first; none where there is no library.
+    fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>>;
+    /// Starts the library's computation of a product, in one of those ways.
+    fn gemm(&self, gemm: &Gemm, way: &GemmWay) -> Result<()>;
 }
 
-/// An argument's bytes as the kernel's parameter has them, aligned to eight bytes.
+/// An argument's bytes as the kernel's parameter has them, aligned as a tensor map has to be.
 #[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
 pub struct Packed {
-    words: [u64; 4],
+    words: EncodedMap,
 }
 
 impl Packed {
@@ -189,23 +284,28 @@ impl Packed {
 }
 
 impl Arg {
-    /// As the kernel's parameter. Structures are laid out as common.cuh declares them.
-    pub fn pack(&self) -> Packed {
+    /// As the kernel's parameter. Structures are laid out as common.cuh declares them; tensor maps are for the device to
+    /// encode, and its error is this one's.
+    pub fn pack<E>(
+        &self, encode: impl FnOnce(&TensorMap) -> std::result::Result<EncodedMap, E>,
+    ) -> std::result::Result<Packed, E> {
         let two = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let words = |first: [u64; 4]| std::array::from_fn(|i| first.get(i).copied().unwrap_or(0));
         let words = match *self {
-            Arg::Read(region) | Arg::Write(region) | Arg::Update(region) => [region.address, 0, 0, 0],
-            Arg::Null => [0; 4],
-            Arg::U32(value) => [value.into(), 0, 0, 0],
-            Arg::F32(value) => [value.to_bits().into(), 0, 0, 0],
-            Arg::Rows(rows) => [rows.live.address, two(rows.first, rows.capacity), 0, 0],
-            Arg::Dropout(drop) => [
+            Arg::Read(region) | Arg::Write(region) | Arg::Update(region) => words([region.address, 0, 0, 0]),
+            Arg::Null => words([0; 4]),
+            Arg::U32(value) => words([value.into(), 0, 0, 0]),
+            Arg::F32(value) => words([value.to_bits().into(), 0, 0, 0]),
+            Arg::Rows(rows) => words([rows.live.address, two(rows.first, rows.capacity), 0, 0]),
+            Arg::Dropout(drop) => words([
                 drop.step.address,
                 two(drop.threshold, drop.site),
                 two(drop.key[0], drop.key[1]),
                 drop.keep_scale.to_bits().into(),
-            ],
+            ]),
+            Arg::TensorMap(map) => encode(&map)?,
         };
-        Packed { words }
+        Ok(Packed { words })
     }
 
     /// The memory it points to, and how it is used.
@@ -216,6 +316,7 @@ impl Arg {
             Arg::Update(region) => Some((region, Access::Update)),
             Arg::Rows(rows) => Some((rows.live, Access::Read)),
             Arg::Dropout(drop) => Some((drop.step, Access::Read)),
+            Arg::TensorMap(map) => Some((map.matrix, Access::Read)),
             Arg::Null | Arg::U32(_) | Arg::F32(_) => None,
         }
     }

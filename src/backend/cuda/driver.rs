@@ -19,7 +19,7 @@ use pinned::Pool;
 pub use recording::Recording;
 
 use super::compile::{Arch, Compiler};
-use super::device::{Device, Launch, Region};
+use super::device::{Device, EncodedMap, Features, Gemm, GemmWay, Launch, Region, TensorMap};
 use super::kernel::ModuleSpec;
 use crate::backend::{Error, Result};
 
@@ -38,6 +38,7 @@ pub struct Gpu {
     compiler: Compiler,
     pinned: Pool,
     name: String,
+    features: Features,
     /// Bytes of shared memory that a block may ask for.
     shared_limit: u32,
 }
@@ -79,8 +80,12 @@ impl Gpu {
         let shared = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared_limit = context.attribute(shared).map_err(no_device)? as u32;
         let name = context.name().map_err(no_device)?;
-        let compiler = Compiler::from_environment(Arch::of_capability(major, minor)?);
-        Ok(Gpu { pinned: Pool::new(&context), context, stream, compiler, name, shared_limit })
+        let arch = Arch::of_capability(major, minor)?;
+        let multiprocessors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = context.attribute(multiprocessors).map_err(no_device)? as u32;
+        let features = Features { wgmma: arch == Arch::Sm90a, multiprocessors, library: None };
+        let compiler = Compiler::from_environment(arch);
+        Ok(Gpu { pinned: Pool::new(&context), context, stream, compiler, name, features, shared_limit })
     }
 
     /// That there are kernels for it, or a compiler to make them.
@@ -154,6 +159,10 @@ impl Device for Gpu {
 
     fn describe(&self) -> String {
         format!("{} ({})", self.name, self.compiler.arch())
+    }
+
+    fn features(&self) -> Features {
+        self.features.clone()
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
@@ -258,7 +267,8 @@ impl Device for Gpu {
         let Some(&function) = module.functions.get(launch.kernel.name) else {
             return Err(launch.error("it is not in this module".into()));
         };
-        let packed: Vec<_> = launch.args.iter().map(|arg| arg.pack()).collect();
+        let packed: std::result::Result<Vec<_>, _> = launch.args.iter().map(|arg| arg.pack(encode)).collect();
+        let packed = packed.map_err(|error| launch.error(error))?;
         let mut params: Vec<*mut c_void> = packed.iter().map(|packed| packed.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], threads) = (launch.grid, (launch.block.threads, 1, 1));
         let (shared, stream) = (launch.block.shared_bytes as u32, self.stream.cu_stream());
@@ -268,6 +278,18 @@ impl Device for Gpu {
         unsafe { result::launch_kernel(function, (x, y, z), threads, shared, stream, &mut params) }
             .map_err(|error| launch.error(error.to_string()))
     }
+
+    fn gemm_ways(&self, _: &Gemm) -> Result<Vec<GemmWay>> {
+        Ok(Vec::new())
+    }
+
+    fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
+        unreachable!("there is no way")
+    }
+}
+
+fn encode(_: &TensorMap) -> std::result::Result<EncodedMap, String> {
+    Err("tensor maps".into())
 }
 
 impl Drop for GpuBuffer {
