@@ -1,4 +1,10 @@
-// gelu.cu: backward through the erf GELU where no product does it in its epilogue.
+// gelu.cu: the erf GELU and its backward pass where no product does them in its epilogue.
+//
+// gelu_forward: y = gelu(pre)
+//   pre, y [R, F] bf16
+// A thread takes 8 values of the rows laid end to end.
+// Bytes: 4 RF. A block's feed-forward, R = 65,536, F = 3,072: 805 MB, 168 us at 4.8 TB/s. Expected: 85 % of that bandwidth, as a
+// value costs some 20 instructions (half of that time).
 //
 // gelu_backward: d = d ∘ gelu'(pre), in place
 //   partials [ceil(R / 64), F] f32: sums over each block's 64 rows of d as it is stored; add_partials of rows.cu adds them
@@ -66,4 +72,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         for (int other = 1; other < ABREAST; other++) sum += shared[other * COLUMNS + c];
         partials[blockIdx.y * static_cast<u64>(F) + blockIdx.x * COLUMNS + c] = sum;
     }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    gelu_forward(const bf16* __restrict__ pre, bf16* __restrict__ y, Rows rows) {
+    const u64 begin = static_cast<u64>(rows.first) * F;
+    const u64 i = (blockIdx.x * static_cast<u64>(THREADS) + threadIdx.x) * VEC;
+    if (i >= static_cast<u64>(rows.count()) * F) return;
+    Run values = *reinterpret_cast<const Run*>(pre + begin + i);
+#pragma unroll
+    for (int c = 0; c < VEC / 2; c++) {
+        values.at[c] = pack_bf16x2(gelu(low_half(values.at[c])), gelu(high_half(values.at[c])));
+    }
+    *reinterpret_cast<Run*>(y + begin + i) = values;
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::builder::RangedU64ValueParser;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::DeviceArg;
+use super::{DeviceArg, Matmul};
 
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
@@ -15,6 +15,9 @@ pub struct Common {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, default_value = "auto", env = "HANDBERT_DEVICE")]
     pub device: DeviceArg,
+    /// How a GPU multiplies matrices
+    #[arg(long, global = true, value_enum, default_value_t = Matmul::Auto, env = "HANDBERT_MATMUL")]
+    pub matmul: Matmul,
     /// CPU threads; 0 = all cores
     #[arg(long, global = true, default_value_t = 0, env = "HANDBERT_THREADS", value_parser = threads())]
     pub threads: usize,

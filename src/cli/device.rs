@@ -3,10 +3,14 @@
 use std::str::FromStr;
 
 use anyhow::{Context, Result};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::{Common, Outcome};
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::CudaBackend;
+use crate::backend::cuda::choice::{Choices, Origin};
+use crate::backend::cuda::compile::{cache_dir, sources_hash};
+use crate::backend::cuda::device::Device;
 use crate::backend::cuda::driver::Gpu;
 use crate::backend::{self, Backend};
 
@@ -38,6 +42,35 @@ impl FromStr for DeviceArg {
     }
 }
 
+/// How a GPU multiplies matrices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Matmul {
+    /// Our kernels or cuBLASLt, for each product what is quickest here
+    Auto,
+    /// Our kernels alone
+    Own,
+    /// cuBLASLt alone
+    Cublaslt,
+}
+
+impl Matmul {
+    fn origins(self) -> &'static [Origin] {
+        match self {
+            Matmul::Auto => &[Origin::Mma, Origin::Wgmma, Origin::Library],
+            Matmul::Own => &[Origin::Mma, Origin::Wgmma],
+            Matmul::Cublaslt => &[Origin::Library],
+        }
+    }
+
+    /// Choices as they are kept for a device, with its library and our kernels in their present versions.
+    fn choices(self, gpu: &Gpu) -> Choices {
+        let library = gpu.features().library.unwrap_or_default();
+        let all = format!("{self:?}\0{}\0{library}\0{:016x}", gpu.describe(), sources_hash());
+        let file = cache_dir().map(|dir| dir.join(format!("products-{:016x}.json", xxh3_64(all.as_bytes()))));
+        Choices::quickest(self.origins(), file)
+    }
+}
+
 /// What computes.
 pub enum AnyBackend {
     /// The CPU.
@@ -55,11 +88,11 @@ pub trait Computation {
 impl AnyBackend {
     /// What `--device` asks for. With `auto`, the first GPU; where something that it takes is missing, the CPU, and a
     /// line of log that says what.
-    pub fn choose(device: DeviceArg) -> Result<AnyBackend> {
+    pub fn choose(device: DeviceArg, matmul: Matmul) -> Result<AnyBackend> {
         match device {
             DeviceArg::Cpu => Ok(AnyBackend::Cpu(Cpu::new())),
-            DeviceArg::Cuda(n) => cuda(n).with_context(|| format!("--device cuda:{n}")),
-            DeviceArg::Auto => Ok(cuda(0).unwrap_or_else(|missing| {
+            DeviceArg::Cuda(n) => cuda(n, matmul).with_context(|| format!("--device cuda:{n}")),
+            DeviceArg::Auto => Ok(cuda(0, matmul).unwrap_or_else(|missing| {
                 tracing::info!("computing on the CPU, as no GPU can be used: {missing}");
                 AnyBackend::Cpu(Cpu::new())
             })),
@@ -76,16 +109,24 @@ impl AnyBackend {
 }
 
 /// A GPU with everything that computing on it takes: driver, device, and kernels or their compiler.
-fn cuda(ordinal: u32) -> backend::Result<AnyBackend> {
+fn cuda(ordinal: u32, matmul: Matmul) -> backend::Result<AnyBackend> {
     let gpu = Gpu::new(ordinal as usize)?;
     gpu.check_kernels()?;
-    Ok(AnyBackend::Cuda(Box::new(CudaBackend::new(gpu)?)))
+    if matmul == Matmul::Cublaslt && gpu.features().library.is_none() {
+        return Err(backend::Error::Gpu {
+            what: "cuBLASLt, asked for by --matmul".into(),
+            why: "libcublasLt.so, .so.13 and .so.12 were looked for on the library path".into(),
+            advice: "install the CUDA toolkit, or `pip install nvidia-cublas`, or use --matmul own".into(),
+        });
+    }
+    let choices = matmul.choices(&gpu);
+    Ok(AnyBackend::Cuda(Box::new(CudaBackend::new(gpu)?.choosing(choices))))
 }
 
 impl Common {
     /// What computes, with rayon's global pool at `--threads`: before anything is computed, and once.
     pub fn backend(&self) -> Result<AnyBackend> {
         self.start_threads()?;
-        AnyBackend::choose(self.device)
+        AnyBackend::choose(self.device, self.matmul)
     }
 }

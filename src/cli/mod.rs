@@ -30,7 +30,7 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::Common;
-pub use device::DeviceArg;
+pub use device::{DeviceArg, Matmul};
 
 /// DistilBERT by hand: adapt it to job postings, fine-tune a classifier, label files of any size.
 #[derive(Debug, Parser)]

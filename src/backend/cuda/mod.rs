@@ -2,13 +2,15 @@
 //!
 //! In reading order: [`device`] (what stands between us and a GPU), [`kernel`] (which kernels there are), [`memory`] and
 //! [`batch`] (what ops work on), this file (how an op is launched), then [`ops`], one file of launchers for each file of
-//! kernels. [`compile`] makes machine code of the kernels, [`driver`] is the GPU itself.
+//! kernels. [`choice`] says which of several ways computes a product. [`compile`] makes machine code of the kernels, [`driver`]
+//! is the GPU itself.
 //!
 //! Kernels see capacities when they are launched and counts when they run: how many rows are live, the number of the
 //! pass, the scale of the loss lie in device memory (the head), where `upload` puts them. So a launch is the same for
 //! every batch. One op runs at a time, in the order of the calls.
 
 pub mod batch;
+pub mod choice;
 pub mod compile;
 pub mod device;
 pub mod driver;
@@ -23,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use self::batch::{Batch, Head};
+use self::choice::{Choices, Origin};
 use self::device::{Arg, Block, Device, DropoutArg, Launch, LiveRows, Region};
 use self::kernel::{Family, ModuleSpec};
 use self::memory::{Allocation, CudaArena, DeviceTally, Element, Flat, Mat, Tally, Weights};
@@ -41,6 +44,8 @@ pub enum Scratch {
     Partials,
     /// A few values for each row.
     Rows,
+    /// What is put back after trying out ways to add to it.
+    Kept,
 }
 
 /// A family's name and the sizes it was compiled for.
@@ -58,6 +63,8 @@ pub struct CudaBackend<D: Device> {
     head: Allocation,
     /// Serial number of that batch.
     uploads: AtomicU64,
+    /// Ways to compute products.
+    choices: Choices,
 }
 
 impl<D: Device> CudaBackend<D>
@@ -75,7 +82,22 @@ where
             outgrown: Mutex::default(),
             head,
             uploads: AtomicU64::new(0),
+            choices: Choices::first(Origin::Mma),
         })
+    }
+
+    /// The same, with its products computed as `choices` says instead of by mma.sync.
+    pub fn choosing(self, choices: Choices) -> Self {
+        CudaBackend { choices, ..self }
+    }
+
+    fn choices(&self) -> &Choices {
+        &self.choices
+    }
+
+    /// Waits until everything is done.
+    fn finish(&self) -> Result<()> {
+        self.device.wait(self.device.fetch(self.head(Head::Step))?).map(drop)
     }
 
     /// What it computes on.
@@ -126,6 +148,10 @@ where
                 outgrown.extend(scratch.remove(&kind));
                 let memory = Allocation::new(&self.device, bytes, "working memory")?;
                 let region = memory.region();
+                if kind == Scratch::Logits {
+                    // Columns behind the vocabulary stay zero where a product does not write them.
+                    self.device.fill(region, 0)?;
+                }
                 scratch.insert(kind, memory);
                 Ok(region)
             }

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use nvrtc::{Compiled, Nvrtc};
 pub use report::{Usage, usages};
-pub use store::{Found, Store};
+pub use store::{Found, Store, write_whole};
 
 use super::kernel::{FAMILIES, HEADERS, ModuleSpec};
 use crate::backend::{Error, Result};
@@ -110,6 +110,25 @@ fn file_name(spec: &ModuleSpec, arch: Arch) -> String {
     format!("{}-{arch}-{:016x}.kernels", spec.to_string().replace(' ', "-"), xxh3_64(content.as_bytes()))
 }
 
+/// The path in an environment variable that is set.
+fn named(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// Where what was compiled and chosen is kept; `None` where the environment names no place.
+pub fn cache_dir() -> Option<PathBuf> {
+    named("HANDBERT_CACHE")
+        .or_else(|| named("XDG_CACHE_HOME").map(|dir| dir.join("handbert")))
+        .or_else(|| named("HOME").map(|dir| dir.join(".cache/handbert")))
+}
+
+/// A hash of every kernel's source.
+pub fn sources_hash() -> u64 {
+    let headers = HEADERS.iter().map(|&(_, source)| source);
+    let sources = headers.chain(FAMILIES.iter().map(|family| family.source)).collect::<Vec<&str>>();
+    xxh3_64(sources.join("\0").as_bytes())
+}
+
 /// Finds or makes machine code for one architecture.
 #[derive(Debug)]
 pub struct Compiler {
@@ -121,11 +140,7 @@ pub struct Compiler {
 impl Compiler {
     /// With the places that the environment names.
     pub fn from_environment(arch: Arch) -> Compiler {
-        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let cache = set("HANDBERT_CACHE")
-            .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("handbert")))
-            .or_else(|| set("HOME").map(|dir| dir.join(".cache/handbert")));
-        Compiler { arch, precompiled: set("HANDBERT_KERNELS").map(Store::new), cache }
+        Compiler { arch, precompiled: named("HANDBERT_KERNELS").map(Store::new), cache: cache_dir() }
     }
 
     /// For one architecture, with these places instead of those that the environment names.

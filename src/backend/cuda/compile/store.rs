@@ -52,24 +52,29 @@ impl Store {
 
     /// Writes a file, the directory too where it is missing.
     pub fn put(&self, name: &str, compiled: &Compiled) -> std::io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        let partial = self.path(&format!(".{name}.{}.partial", std::process::id()));
-        let written = write(&partial, compiled).and_then(|()| fs::rename(&partial, self.path(name)));
-        if written.is_err() {
-            let _ = fs::remove_file(&partial);
-        }
-        written
+        let mut body = (compiled.log.len() as u64).to_le_bytes().to_vec();
+        body.extend_from_slice(compiled.log.as_bytes());
+        body.extend_from_slice(&compiled.cubin);
+        let header = format!("{HEADER}{:016x}\n", xxh3_64(&body));
+        write_whole(&self.path(name), &[header.as_bytes(), &body].concat())
     }
 }
 
-fn write(path: &Path, compiled: &Compiled) -> std::io::Result<()> {
-    let mut body = (compiled.log.len() as u64).to_le_bytes().to_vec();
-    body.extend_from_slice(compiled.log.as_bytes());
-    body.extend_from_slice(&compiled.cubin);
-    let mut file = fs::File::create(path)?;
-    writeln!(file, "{HEADER}{:016x}", xxh3_64(&body))?;
-    file.write_all(&body)?;
-    file.sync_all()
+/// Writes a file under a name of its own and renames it, so that it is whole or not there; its directory too where that is
+/// missing.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
+    let write = || {
+        let mut file = fs::File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().inspect_err(|_| drop(fs::remove_file(&partial)))
 }
 
 fn parse(bytes: &[u8]) -> Option<Compiled> {

@@ -6,7 +6,7 @@ use super::super::kernel::{Family, Kernel, Limits};
 use super::super::memory::{self, Element, Flat, Mat, Tally, Weights};
 use super::super::{CudaBackend, Scratch};
 use super::classifier::Product;
-use super::matmul;
+use super::linear::VocabChunk;
 use crate::backend::shape::dim;
 use crate::backend::{Error, LossGrads, Result, Rows, VocabProjection};
 
@@ -128,16 +128,16 @@ where
     let (loss, hit) = (of_rows.part(0, row_bytes), of_rows.part(row_bytes, row_bytes));
     for first in (0..room).step_by(ROWS_AT_ONCE) {
         let rows = memory::rows(be.head(Head::Masked), first, ROWS_AT_ONCE.min(room - first));
-        let x = x.region_from(first);
-        matmul::vocab_logits(be, x, w, layer, rows, logits)?;
+        let products = VocabChunk { layer, rows, x: x.region_from(first), logits };
+        products.logits(be, w)?;
         let chunk =
             Chunk { rows, logits, targets: part(batch.targets, rows), loss: part(loss, rows), hit: part(hit, rows) };
         match &mut back {
             None => chunk.loss(be, &p)?,
             Some((d_x, grads, d_bias)) => {
                 chunk.gradient(be, &p, *d_bias)?;
-                matmul::vocab_d_x(be, logits, w, layer, rows, d_x.region_from(first))?;
-                matmul::vocab_d_weight(be, logits, x, layer, rows, grads)?;
+                products.d_x(be, w, d_x.region_from(first))?;
+                products.d_weight(be, grads)?;
             }
         }
     }

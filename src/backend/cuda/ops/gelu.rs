@@ -1,6 +1,6 @@
-//! kernels/gelu.cu: backward through the erf GELU.
+//! kernels/gelu.cu: the erf GELU and its backward pass, apart from any product.
 
-use super::super::device::{Arg, Device};
+use super::super::device::{Arg, Device, LiveRows, Region};
 use super::super::kernel::{Family, Kernel, Limits};
 use super::super::memory::{Flat, Mat};
 use super::super::{CudaBackend, Scratch};
@@ -13,13 +13,22 @@ pub static FAMILY: Family = Family {
     name: "gelu",
     source: include_str!("../../../../kernels/gelu.cu"),
     constants: &[("WIDTH", &[768, 384, 3072])],
-    kernels: &[Kernel {
-        name: "gelu_backward",
-        computes: "d = d ∘ gelu'(pre);  partial sums for d_bias",
-        threads: THREADS as u32,
-        shared_bytes: SHARED_BYTES as u32,
-        limits: Limits::registers(64),
-    }],
+    kernels: &[
+        Kernel {
+            name: "gelu_backward",
+            computes: "d = d ∘ gelu'(pre);  partial sums for d_bias",
+            threads: THREADS as u32,
+            shared_bytes: SHARED_BYTES as u32,
+            limits: Limits::registers(64),
+        },
+        Kernel {
+            name: "gelu_forward",
+            computes: "y = gelu(pre)",
+            threads: THREADS as u32,
+            shared_bytes: 0,
+            limits: Limits::registers(40),
+        },
+    ],
 };
 
 const THREADS: usize = 256;
@@ -44,11 +53,33 @@ where
     let cols = dim("F", pre.cols());
     d.expect(OP, "d", dim("R", pre.rows()), cols)?;
     let d_bias = grads.span(OP, "bias", bias, cols)?;
-    let width = kernel_width(OP, "pre", pre)?;
-    let blocks = pre.capacity().div_ceil(BLOCK_ROWS);
-    let partials = be.scratch(Scratch::Partials, blocks * cols.size * size_of::<f32>())?;
-    let args = [Arg::Read(pre.region()), Arg::Update(d.region()), Arg::Write(partials), be.rows_of(pre)];
-    let grid = [cols.size / block_columns(cols.size), blocks, 1];
-    be.launch(&FAMILY, &[width], OP, grid, SHARED_BYTES, &args)?;
-    add_partials(be, partials, d_bias, cols.size, be.live(pre.kind(), pre.capacity()), BLOCK_ROWS)
+    kernel_width(OP, "pre", pre)?;
+    backward_of(be, pre.region(), d.region(), d_bias, cols.size, be.live(pre.kind(), pre.capacity()))
+}
+
+/// d = d ∘ gelu'(pre), in place;  d_bias += Σ_rows d.  pre, d [R, cols] bf16, of which the first row is `rows`' first.
+pub(super) fn backward_of<D: Device>(
+    be: &CudaBackend<D>, pre: Region, d: Region, d_bias: Region, cols: usize, rows: LiveRows,
+) -> Result<()>
+where
+    D::Buffer: 'static,
+{
+    let blocks = (rows.capacity as usize).div_ceil(BLOCK_ROWS);
+    let partials = be.scratch(Scratch::Partials, blocks * cols * size_of::<f32>())?;
+    let args = [Arg::Read(pre), Arg::Update(d), Arg::Write(partials), Arg::Rows(rows)];
+    let grid = [cols / block_columns(cols), blocks, 1];
+    be.launch(&FAMILY, &[cols as u32], "gelu_backward", grid, SHARED_BYTES, &args)?;
+    add_partials(be, partials, d_bias, cols, rows, BLOCK_ROWS)
+}
+
+/// y = gelu(pre).  pre, y [R, cols] bf16
+pub(super) fn forward_of<D: Device>(
+    be: &CudaBackend<D>, pre: Region, y: Region, cols: usize, rows: LiveRows,
+) -> Result<()>
+where
+    D::Buffer: 'static,
+{
+    let blocks = (rows.capacity as usize * cols).div_ceil(8 * THREADS);
+    let args = [Arg::Read(pre), Arg::Write(y), Arg::Rows(rows)];
+    be.launch(&FAMILY, &[cols as u32], "gelu_forward", [blocks, 1, 1], 0, &args)
 }

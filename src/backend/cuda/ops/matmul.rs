@@ -1,16 +1,14 @@
-//! kernels/matmul.cu: linear layers, and the products of the loss over the vocabulary.
+//! kernels/matmul.cu: products on every GPU, by mma.sync.
 //!
 //! How large the tiles are and into how many parts a product is split follows from shapes and capacities alone: the
 //! parts set the order of sums, so the same run has the same bits on every GPU.
 
-use super::super::CudaBackend;
-use super::super::Scratch;
-use super::super::device::{Arg, Device, LiveRows, Region};
+use super::super::device::{Arg, Device, Region};
 use super::super::kernel::{Family, Kernel, Limits};
-use super::super::memory::{Flat, Mat, NARROW, Weights};
-use super::{classifier, rows};
-use crate::backend::shape::{Dim, dim};
-use crate::backend::{Error, Into, Linear, Result, Span, VocabProjection};
+use super::super::{CudaBackend, Scratch};
+use super::product::{Onto, Product, Task};
+use super::rows::add_partials;
+use crate::backend::Result;
 
 /// The kernels.
 pub static FAMILY: Family = Family {
@@ -120,286 +118,111 @@ fn parts(tiles: usize, depth: usize) -> usize {
     (1..=most).min_by_key(|&parts| time(parts)).unwrap_or(1)
 }
 
-/// Distance from row to row of a matrix with a column for each output.
-pub fn lead(outputs: usize) -> usize {
-    outputs.next_multiple_of(64)
-}
-
 // ---- Launches ----------------------------------------------------------------------------------------------------------
 
-/// A layer's sizes as kernels see them, and the rows at hand.
-#[derive(Debug, Clone, Copy)]
-struct Product {
-    inputs: usize,
-    outputs: usize,
-    rows: LiveRows,
-}
-
-impl Product {
-    fn capacity(&self) -> usize {
-        self.rows.capacity as usize
-    }
-
-    /// The last arguments of every product.
-    fn sizes(&self) -> [Arg; 4] {
-        let [inputs, outputs, lead] = [self.inputs, self.outputs, lead(self.outputs)].map(|size| Arg::U32(size as u32));
-        [inputs, outputs, lead, Arg::Rows(self.rows)]
-    }
-
-    /// Launches a kernel that has a block for each tile of [capacity, cols].
-    fn launch<D: Device>(
-        &self, be: &CudaBackend<D>, tile: Tile, cols: usize, kernel: &str, operands: &[Arg],
-    ) -> Result<()>
-    where
-        D::Buffer: 'static,
-    {
-        let args = [operands, &self.sizes()].concat();
-        be.launch(&FAMILY, &[], kernel, [tile.blocks(self.capacity(), cols), 1, 1], SHARED_BYTES, &args)
-    }
-
-    /// d_W += d_yᵀ x
-    fn weight_gradient<D: Device>(&self, be: &CudaBackend<D>, d_y: Region, x: Region, d_weight: Region) -> Result<()>
-    where
-        D::Buffer: 'static,
-    {
-        let [inputs, outputs, lead, rows] = self.sizes();
-        let tiles = Tile::Large.blocks(self.outputs, self.inputs);
-        let splits = if self.capacity() > 0 { parts(tiles, self.capacity()) } else { return Ok(()) };
-        if splits == 1 {
-            let args = [Arg::Read(d_y), Arg::Read(x), Arg::Update(d_weight), inputs, outputs, lead, rows];
-            return be.launch(&FAMILY, &[], "matmul_tn_accumulate", [tiles, 1, 1], SHARED_BYTES, &args);
+/// Computes a product.
+pub(super) fn run<D: Device>(be: &CudaBackend<D>, product: &Product, task: &Task) -> Result<()>
+where
+    D::Buffer: 'static,
+{
+    match *task {
+        Task::Bias { x, weight, bias, y } => {
+            let tile = Tile::of(product.capacity(), product.lead());
+            let kernel = tile.kernel("matmul_nt_bias", "matmul_nt_bias_small");
+            let operands = [Arg::Read(x), Arg::Read(weight), Arg::Read(bias.exact), Arg::Write(y)];
+            launch(be, product, tile, product.lead(), kernel, &operands)
         }
-        let size = self.outputs * self.inputs;
-        let scratch = be.scratch(Scratch::Splits, splits * size * size_of::<f32>())?;
-        let count = Arg::U32(splits as u32);
-        let args = [Arg::Read(d_y), Arg::Read(x), Arg::Write(scratch), inputs, outputs, lead, count, rows];
-        be.launch(&FAMILY, &[], "matmul_tn_split", [tiles, splits, 1], SHARED_BYTES, &args)?;
-        let args = [Arg::Read(scratch), Arg::Update(d_weight), inputs, outputs, count, rows];
-        be.launch(&FAMILY, &[], "add_splits", [size.div_ceil(4 * SUM_THREADS), 1, 1], 0, &args)
-    }
-}
-
-/// Products come in tiles of 64 columns at least.
-fn expect_tiles(op: &'static str, layer: &Linear) -> Result<()> {
-    let fits = |size: usize| size > 0 && size.is_multiple_of(64);
-    if fits(layer.inputs) && fits(layer.outputs) {
-        return Ok(());
-    }
-    let got = format!("[out={}, in={}]", layer.outputs, layer.inputs);
-    Err(Error::Shape { op, what: "weight", got, expected: "multiples of 64".into() })
-}
-
-/// All live rows of `x`, of which a launch may also write as many of `y`.
-fn shared_rows<D: Device>(be: &CudaBackend<D>, x: &Mat, y: &Mat) -> LiveRows
-where
-    D::Buffer: 'static,
-{
-    be.live(x.kind(), x.capacity().min(y.capacity()))
-}
-
-fn product_of(layer: &Linear, rows: LiveRows) -> Product {
-    Product { inputs: layer.inputs, outputs: layer.outputs, rows }
-}
-
-// ---- Forward -----------------------------------------------------------------------------------------------------------
-
-/// x, W and b of a layer.
-fn forward_operands(op: &'static str, x: &Mat, w: &Weights, layer: &Linear) -> Result<[Arg; 3]> {
-    x.expect(op, "x", dim("R", x.rows()), dim("in", layer.inputs))?;
-    let weight = w.matrix(op, "weight", layer.weight, dim("out·in", layer.outputs * layer.inputs))?;
-    let bias = w.vector(op, "bias", layer.bias, dim("out", layer.outputs))?;
-    expect_tiles(op, layer)?;
-    Ok([Arg::Read(x.region()), Arg::Read(weight), Arg::Read(bias)])
-}
-
-/// [`crate::backend::Backend::linear`]
-pub fn linear<D: Device>(be: &CudaBackend<D>, x: &Mat, w: &Weights, layer: &Linear, y: &mut Mat) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    const OP: &str = "linear";
-    if layer.outputs < NARROW {
-        return classifier::narrow_linear(be, x, w, layer, y);
-    }
-    let [x_arg, weight, bias] = forward_operands(OP, x, w, layer)?;
-    y.prepare(OP, "y", dim("R", x.rows()), dim("out", layer.outputs))?;
-    let product = product_of(layer, shared_rows(be, x, y));
-    let tile = Tile::of(product.capacity(), layer.outputs);
-    let kernel = tile.kernel("matmul_nt_bias", "matmul_nt_bias_small");
-    product.launch(be, tile, layer.outputs, kernel, &[x_arg, weight, bias, Arg::Write(y.region())])
-}
-
-/// [`crate::backend::Backend::linear_gelu`]
-pub fn linear_gelu<D: Device>(
-    be: &CudaBackend<D>, x: &Mat, w: &Weights, layer: &Linear, pre: &mut Mat, y: &mut Mat,
-) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    const OP: &str = "linear_gelu";
-    let [x_arg, weight, bias] = forward_operands(OP, x, w, layer)?;
-    let (rows, outputs) = (dim("R", x.rows()), dim("out", layer.outputs));
-    pre.prepare(OP, "pre", rows, outputs)?;
-    y.prepare(OP, "y", rows, outputs)?;
-    let rows = be.live(x.kind(), x.capacity().min(pre.capacity()).min(y.capacity()));
-    let product = product_of(layer, rows);
-    let tile = Tile::of(product.capacity(), layer.outputs);
-    let kernel = tile.kernel("matmul_nt_bias_gelu", "matmul_nt_bias_gelu_small");
-    let operands = [x_arg, weight, bias, Arg::Write(pre.region()), Arg::Write(y.region())];
-    product.launch(be, tile, layer.outputs, kernel, &operands)
-}
-
-// ---- Backward ----------------------------------------------------------------------------------------------------------
-
-/// d_y and W of a layer, and its gradient, after all that `weight_gradient` needs has been checked.
-fn backward_operands(
-    op: &'static str, d_y: &Mat, x: &Mat, w: &Weights, layer: &Linear, grads: &Flat,
-) -> Result<[Region; 3]> {
-    let (rows, product) = (dim("R", x.rows()), dim("out·in", layer.outputs * layer.inputs));
-    x.expect(op, "x", rows, dim("in", layer.inputs))?;
-    d_y.expect(op, "d_y", rows, dim("out", layer.outputs))?;
-    let d_weight = grads.span(op, "weight gradient", layer.weight, product)?;
-    let weight = w.matrix(op, "weight", layer.weight, product)?;
-    expect_tiles(op, layer)?;
-    Ok([d_y.region(), weight, d_weight])
-}
-
-/// [`crate::backend::Backend::linear_backward`]
-pub fn linear_backward<D: Device>(
-    be: &CudaBackend<D>, d_y: &Mat, x: &Mat, w: &Weights, layer: &Linear, grads: &mut Flat, d_x: Into<'_, Mat>,
-) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    const OP: &str = "linear_backward";
-    if layer.outputs < NARROW {
-        return classifier::narrow_linear_backward(be, d_y, x, w, layer, grads, d_x);
-    }
-    let [d_y_at, weight, d_weight] = backward_operands(OP, d_y, x, w, layer, grads)?;
-    let (rows, inputs) = (dim("R", x.rows()), dim("in", layer.inputs));
-    product_of(layer, shared_rows(be, x, d_y)).weight_gradient(be, d_y_at, x.region(), d_weight)?;
-    let (large, small, d_x, to) = match d_x {
-        Into::Nowhere => return Ok(()),
-        Into::Write(d_x) => {
-            d_x.prepare(OP, "d_x", rows, inputs)?;
-            ("matmul_nn", "matmul_nn_small", &*d_x, Arg::Write(d_x.region()))
+        Task::BiasGelu { x, weight, bias, pre, y } => {
+            let tile = Tile::of(product.capacity(), product.lead());
+            let kernel = tile.kernel("matmul_nt_bias_gelu", "matmul_nt_bias_gelu_small");
+            let operands = [Arg::Read(x), Arg::Read(weight), Arg::Read(bias.exact), Arg::Write(pre), Arg::Write(y)];
+            launch(be, product, tile, product.lead(), kernel, &operands)
         }
-        Into::Add(d_x) => {
-            d_x.expect(OP, "d_x", rows, inputs)?;
-            ("matmul_nn_add", "matmul_nn_add_small", &*d_x, Arg::Update(d_x.region()))
+        Task::Dx { d_y, weight, d_x } => {
+            let tile = Tile::of(product.capacity(), product.inputs);
+            let (large, small, to) = match d_x {
+                Onto::Write(d_x) => ("matmul_nn", "matmul_nn_small", Arg::Write(d_x)),
+                Onto::Add(d_x) => ("matmul_nn_add", "matmul_nn_add_small", Arg::Update(d_x)),
+            };
+            let operands = [Arg::Read(d_y), Arg::Read(weight), to];
+            launch(be, product, tile, product.inputs, tile.kernel(large, small), &operands)
         }
-    };
-    let product = product_of(layer, shared_rows(be, d_y, d_x));
-    let tile = Tile::of(product.capacity(), layer.inputs);
-    let operands = [Arg::Read(d_y_at), Arg::Read(weight), to];
-    product.launch(be, tile, layer.inputs, tile.kernel(large, small), &operands)
+        Task::DxOfMany { d_y, weight, d_x } => of_many_outputs(be, product, d_y, weight, d_x),
+        Task::DxGelu { d_y, weight, pre, d_pre, d_bias } => {
+            let (tile, cols) = (Tile::of(product.capacity(), product.inputs), product.inputs);
+            let row_tiles = product.capacity().div_ceil(tile.side());
+            let partials = be.scratch(Scratch::Partials, row_tiles * cols * size_of::<f32>())?;
+            let to = [Arg::Write(d_pre), Arg::Write(partials)];
+            let operands = [Arg::Read(d_y), Arg::Read(weight), Arg::Read(pre), to[0], to[1]];
+            let kernel = tile.kernel("matmul_nn_gelu_backward", "matmul_nn_gelu_backward_small");
+            launch(be, product, tile, cols, kernel, &operands)?;
+            add_partials(be, partials, d_bias, cols, product.rows, tile.side())
+        }
+        Task::Dw { d_y, x, d_weight } => weight_gradient(be, product, d_y, x, d_weight),
+    }
 }
 
-/// [`crate::backend::Backend::linear_backward_gelu`]
-#[allow(clippy::too_many_arguments)]
-pub fn linear_backward_gelu<D: Device>(
-    be: &CudaBackend<D>, d_y: &Mat, x: &Mat, pre: &Mat, w: &Weights, layer: &Linear, bias: Span, grads: &mut Flat,
-    d_pre: &mut Mat,
+/// The last arguments of every product.
+fn sizes(product: &Product) -> [Arg; 4] {
+    let [inputs, outputs, lead] = [product.inputs, product.outputs, product.lead()].map(|size| Arg::U32(size as u32));
+    [inputs, outputs, lead, Arg::Rows(product.rows)]
+}
+
+/// Launches a kernel that has a block for each tile of [capacity, cols].
+fn launch<D: Device>(
+    be: &CudaBackend<D>, product: &Product, tile: Tile, cols: usize, kernel: &str, operands: &[Arg],
 ) -> Result<()>
 where
     D::Buffer: 'static,
 {
-    const OP: &str = "linear_backward_gelu";
-    let [d_y_at, weight, d_weight] = backward_operands(OP, d_y, x, w, layer, grads)?;
-    let (rows, inputs) = (dim("R", x.rows()), dim("in", layer.inputs));
-    pre.expect(OP, "pre", rows, inputs)?;
-    let d_bias = grads.span(OP, "bias", bias, inputs)?;
-    d_pre.prepare(OP, "d_pre", rows, inputs)?;
-    product_of(layer, shared_rows(be, x, d_y)).weight_gradient(be, d_y_at, x.region(), d_weight)?;
-
-    let product = product_of(layer, be.live(d_y.kind(), d_y.capacity().min(pre.capacity()).min(d_pre.capacity())));
-    let tile = Tile::of(product.capacity(), inputs.size);
-    let row_tiles = product.capacity().div_ceil(tile.side());
-    let partials = be.scratch(Scratch::Partials, row_tiles * inputs.size * size_of::<f32>())?;
-    let to = [Arg::Write(d_pre.region()), Arg::Write(partials)];
-    let operands = [Arg::Read(d_y_at), Arg::Read(weight), Arg::Read(pre.region()), to[0], to[1]];
-    let kernel = tile.kernel("matmul_nn_gelu_backward", "matmul_nn_gelu_backward_small");
-    product.launch(be, tile, inputs.size, kernel, &operands)?;
-    add_partials(be, partials, d_bias, inputs.size, product.rows, tile.side())
+    let args = [operands, &sizes(product)].concat();
+    be.launch(&FAMILY, &[], kernel, [tile.blocks(product.capacity(), cols), 1, 1], SHARED_BYTES, &args)
 }
 
-/// into += the sums of all row tiles
-fn add_partials<D: Device>(
-    be: &CudaBackend<D>, partials: Region, into: Region, cols: usize, rows: LiveRows, rows_per_partial: usize,
+/// d_x = d_y W, where few tiles are deep enough to be split.
+fn of_many_outputs<D: Device>(
+    be: &CudaBackend<D>, product: &Product, d_y: Region, weight: Region, d_x: Region,
 ) -> Result<()>
 where
     D::Buffer: 'static,
 {
-    let [cols_arg, per_partial] = [cols, rows_per_partial].map(|size| Arg::U32(size as u32));
-    let args = [Arg::Read(partials), Arg::Update(into), cols_arg, Arg::Rows(rows), per_partial];
-    be.launch(&rows::FAMILY, &[], "add_partials", [cols.div_ceil(32), 1, 1], 1024 * size_of::<f32>(), &args)
-}
-
-// ---- The vocabulary, a chunk of rows at a time -------------------------------------------------------------------------
-
-fn vocabulary(layer: &VocabProjection, rows: LiveRows) -> Product {
-    Product { inputs: layer.width, outputs: layer.vocab, rows }
-}
-
-fn vocabulary_size(layer: &VocabProjection) -> Dim {
-    dim("V·C", layer.vocab * layer.width)
-}
-
-const VOCAB: &str = "vocab_cross_entropy";
-
-/// logits = x Wᵀ + b, for the rows of a chunk; [rows, `lead(V)`], columns from V on are set to zero.
-/// `x` begins at the chunk's first row, `logits` at its own first.
-pub fn vocab_logits<D: Device>(
-    be: &CudaBackend<D>, x: Region, w: &Weights, layer: &VocabProjection, rows: LiveRows, logits: Region,
-) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    let weight = w.matrix(VOCAB, "weight", layer.weight, vocabulary_size(layer))?;
-    let bias = w.vector(VOCAB, "bias", layer.bias, dim("V", layer.vocab))?;
-    let product = vocabulary(layer, rows);
-    let cols = lead(layer.vocab);
-    let tile = Tile::of(product.capacity(), cols);
-    let operands = [Arg::Read(x), Arg::Read(weight), Arg::Read(bias), Arg::Write(logits)];
-    product.launch(be, tile, cols, tile.kernel("matmul_nt_bias", "matmul_nt_bias_small"), &operands)
-}
-
-/// d_x = d_logits W, for the rows of a chunk. `d_x` begins at the chunk's first row; columns of `d_logits` from V on are
-/// zero. A chunk is few tiles and the vocabulary deep, so it is split.
-pub fn vocab_d_x<D: Device>(
-    be: &CudaBackend<D>, d_logits: Region, w: &Weights, layer: &VocabProjection, rows: LiveRows, d_x: Region,
-) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    let weight = w.matrix(VOCAB, "weight", layer.weight, vocabulary_size(layer))?;
-    let product = vocabulary(layer, rows);
-    let tiles = Tile::Large.blocks(product.capacity(), layer.width);
-    let splits = parts(tiles, layer.vocab);
-    let [inputs, outputs, lead, live] = product.sizes();
+    let tiles = Tile::Large.blocks(product.capacity(), product.inputs);
+    let splits = parts(tiles, product.outputs);
     if splits == 1 {
-        let operands = [Arg::Read(d_logits), Arg::Read(weight), Arg::Write(d_x)];
-        return product.launch(be, Tile::Small, layer.width, "matmul_nn_small", &operands);
+        let operands = [Arg::Read(d_y), Arg::Read(weight), Arg::Write(d_x)];
+        return launch(be, product, Tile::Small, product.inputs, "matmul_nn_small", &operands);
     }
-    let size = product.capacity() * layer.width;
+    let [inputs, outputs, lead, live] = sizes(product);
+    let size = product.capacity() * product.inputs;
     let scratch = be.scratch(Scratch::Splits, splits * size * size_of::<f32>())?;
     let count = Arg::U32(splits as u32);
-    let args = [Arg::Read(d_logits), Arg::Read(weight), Arg::Write(scratch), inputs, outputs, lead, count, live];
+    let args = [Arg::Read(d_y), Arg::Read(weight), Arg::Write(scratch), inputs, outputs, lead, count, live];
     be.launch(&FAMILY, &[], "matmul_nn_split", [tiles, splits, 1], SHARED_BYTES, &args)?;
-    let d_x = d_x.part(0, d_x.bytes().min(size * 2));
     let args = [Arg::Read(scratch), Arg::Write(d_x), inputs, outputs, count, live];
     be.launch(&FAMILY, &[], "sum_splits", [size.div_ceil(8 * SUM_THREADS), 1, 1], 0, &args)
 }
 
-/// d_W += d_logitsᵀ x, over the rows of a chunk.
-pub fn vocab_d_weight<D: Device>(
-    be: &CudaBackend<D>, d_logits: Region, x: Region, layer: &VocabProjection, rows: LiveRows, grads: &mut Flat,
+/// d_W += d_yᵀ x
+fn weight_gradient<D: Device>(
+    be: &CudaBackend<D>, product: &Product, d_y: Region, x: Region, d_weight: Region,
 ) -> Result<()>
 where
     D::Buffer: 'static,
 {
-    let d_weight = grads.span(VOCAB, "weight gradient", layer.weight, vocabulary_size(layer))?;
-    vocabulary(layer, rows).weight_gradient(be, d_logits, x, d_weight)
+    let [inputs, outputs, lead, rows] = sizes(product);
+    let tiles = Tile::Large.blocks(product.outputs, product.inputs);
+    let splits = parts(tiles, product.capacity());
+    if splits == 1 {
+        let args = [Arg::Read(d_y), Arg::Read(x), Arg::Update(d_weight), inputs, outputs, lead, rows];
+        return be.launch(&FAMILY, &[], "matmul_tn_accumulate", [tiles, 1, 1], SHARED_BYTES, &args);
+    }
+    let size = product.outputs * product.inputs;
+    let scratch = be.scratch(Scratch::Splits, splits * size * size_of::<f32>())?;
+    let count = Arg::U32(splits as u32);
+    let args = [Arg::Read(d_y), Arg::Read(x), Arg::Write(scratch), inputs, outputs, lead, count, rows];
+    be.launch(&FAMILY, &[], "matmul_tn_split", [tiles, splits, 1], SHARED_BYTES, &args)?;
+    let args = [Arg::Read(scratch), Arg::Update(d_weight), inputs, outputs, count, rows];
+    be.launch(&FAMILY, &[], "add_splits", [size.div_ceil(4 * SUM_THREADS), 1, 1], 0, &args)
 }
 
 #[cfg(test)]
@@ -433,6 +256,5 @@ mod tests {
     fn few_rows_get_small_tiles() {
         assert_eq!(Tile::of(32, 768), Tile::Small);
         assert_eq!(Tile::of(65_536, 768), Tile::Large);
-        assert_eq!(lead(30_522), 30_528);
     }
 }

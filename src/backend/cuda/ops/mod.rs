@@ -8,7 +8,11 @@ pub mod cross_entropy;
 pub mod embedding;
 pub mod gelu;
 pub mod layernorm;
+mod library;
+pub mod linear;
 pub mod matmul;
+mod matmul_hopper;
+pub(super) mod product;
 pub mod rows;
 
 use super::CudaBackend;
@@ -37,24 +41,24 @@ where
     }
 
     fn linear(&self, x: &Mat, w: &Weights, layer: &Linear, y: &mut Mat) -> Result<()> {
-        matmul::linear(self, x, w, layer, y)
+        linear::linear(self, x, w, layer, y)
     }
 
     fn linear_backward(
         &self, d_y: &Mat, x: &Mat, w: &Weights, layer: &Linear, grads: &mut Flat, d_x: Into<'_, Mat>,
     ) -> Result<()> {
-        matmul::linear_backward(self, d_y, x, w, layer, grads, d_x)
+        linear::linear_backward(self, d_y, x, w, layer, grads, d_x)
     }
 
     fn linear_gelu(&self, x: &Mat, w: &Weights, layer: &Linear, pre: &mut Mat, y: &mut Mat) -> Result<()> {
-        matmul::linear_gelu(self, x, w, layer, pre, y)
+        linear::linear_gelu(self, x, w, layer, pre, y)
     }
 
     fn linear_backward_gelu(
         &self, d_y: &Mat, x: &Mat, pre: &Mat, w: &Weights, layer: &Linear, bias: Span, grads: &mut Flat,
         d_pre: &mut Mat,
     ) -> Result<()> {
-        matmul::linear_backward_gelu(self, d_y, x, pre, w, layer, bias, grads, d_pre)
+        linear::linear_backward_gelu(self, d_y, x, pre, w, layer, bias, grads, d_pre)
     }
 
     fn gelu_backward(&self, pre: &Mat, bias: Span, grads: &mut Flat, d: &mut Mat) -> Result<()> {
