@@ -81,6 +81,9 @@ impl Memory {
 /// Parts of a weight gradient take at most this much at base size, as a test of the CUDA backend's matmul.rs says.
 const SPLITS: usize = 128 << 20;
 
+/// What cuBLASLt works in.
+const LIBRARY: usize = 32 << 20;
+
 /// Each kind of the CUDA backend's working memory is one buffer, as large as its largest use.
 fn working(config: &Config, head: Head, capacity: Capacity, mode: Mode) -> u64 {
     let Capacity { tokens, masked, .. } = capacity;
@@ -96,9 +99,12 @@ fn working(config: &Config, head: Head, capacity: Capacity, mode: Mode) -> u64 {
     // Of a weight that is cut into parts at all, no less than two.
     let splits = SPLITS.max(2 * width * inner.max(3 * width) * 4);
     let norms = tokens.div_ceil(64) * 3 * width * 4;
-    let gelu = tokens.div_ceil(128) * inner * 4;
+    let gelu = tokens.div_ceil(64) * inner * 4;
     let tables = tokens.div_ceil(16) * width * 4;
     // A value for each row and head, in attention's backward pass.
     let rows = tokens * config.n_heads * 4;
-    (loss + splits + norms.max(gelu).max(tables) + rows) as u64
+    // What is put back after ways to add to it were tried out: a gradient of weights, of hidden states.
+    let largest = if head == Head::Mlm { config.vocab_size } else { inner };
+    let kept = (largest * width * 4).max(tokens * width * 2);
+    (loss + splits + norms.max(gelu).max(tables) + rows + kept + LIBRARY) as u64
 }

@@ -92,7 +92,7 @@ impl AnyBackend {
         match device {
             DeviceArg::Cpu => Ok(AnyBackend::Cpu(Cpu::new())),
             DeviceArg::Cuda(n) => cuda(n, matmul).with_context(|| format!("--device cuda:{n}")),
-            DeviceArg::Auto => Ok(cuda(0, matmul).unwrap_or_else(|missing| {
+            DeviceArg::Auto => Ok(cuda(0, matmul).and_then(with_room).unwrap_or_else(|missing| {
                 tracing::info!("computing on the CPU, as no GPU can be used: {missing}");
                 AnyBackend::Cpu(Cpu::new())
             })),
@@ -121,6 +121,24 @@ fn cuda(ordinal: u32, matmul: Matmul) -> backend::Result<AnyBackend> {
     }
     let choices = matmul.choices(&gpu);
     Ok(AnyBackend::Cuda(Box::new(CudaBackend::new(gpu)?.choosing(choices))))
+}
+
+/// Free memory below which a GPU is left alone unless it is asked for: a model of base size takes more in training.
+const LEAST_FREE: usize = 1 << 30;
+
+/// A GPU that others have not filled.
+fn with_room(found: AnyBackend) -> backend::Result<AnyBackend> {
+    if let AnyBackend::Cuda(be) = &found
+        && let Some(free) = be.device().free_bytes()?
+        && free < LEAST_FREE
+    {
+        return Err(backend::Error::Gpu {
+            what: be.device().describe(),
+            why: format!("{} MiB of its memory are free, {} are the least", free >> 20, LEAST_FREE >> 20),
+            advice: "end what else runs on it, or use --device cuda all the same".into(),
+        });
+    }
+    Ok(found)
 }
 
 impl Common {
