@@ -27,7 +27,7 @@
 //
 // Order of sums. Every value is one chain of mma over its depth, in both shapes of tile; or over its part, and the parts
 // are added first to last. How many parts is decided from (outputs, inputs, capacity) on the host; each takes an equal
-// share of the depth (of the live rows for d_W), rounded up to 32. So bits depend on shapes and live counts, never on
+// share of the depth (of the live rows for d_W), rounded up to 64. So bits depend on shapes and live counts, never on
 // the device.
 // Column sums: a thread's rows, then the warp's by a butterfly, then the two halves of the tile, then tiles by
 // add_partials.
@@ -80,20 +80,6 @@ __device__ __forceinline__ Tile this_tile(u32 capacity, u32 rows, u32 cols) {
     u32 row = (group * GROUP + within % height) * S::ROWS, col = within / height * S::COLS;
     return Tile{row, col, row < rows ? min(S::ROWS, rows - row) : 0, min(S::COLS, cols - col)};
 }
-
-// ---- Which part of the depth -----------------------------------------------------------------------------------------
-
-// Parts of a depth that was split: all of `share`, a multiple of the tile's depth, but for the last.
-struct Split {
-    u32 share;  // 0 if there is no depth
-    u32 used;   // parts that have anything
-
-    template <class S>
-    __device__ static __forceinline__ Split of(u32 depth, u32 splits) {
-        u32 share = ceil_div(ceil_div(depth, S::DEPTH), splits) * S::DEPTH;
-        return Split{share, share > 0 ? ceil_div(depth, share) : 0};
-    }
-};
 
 // ---- y = x W^T + b ---------------------------------------------------------------------------------------------------
 
@@ -203,7 +189,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LARGE_BLOCKS)
                     u32 outputs, u32 lead, u32 splits, Rows rows) {
     bf16* shared = block_memory();
     Tile tile = this_tile<Large>(rows.capacity, rows.count(), inputs);
-    Split split = Split::of<Large>(outputs, splits);
+    Split split = Split::of(outputs, splits);
     if (tile.rows == 0 || blockIdx.y >= split.used) return;
     u32 first = blockIdx.y * split.share;
     Sums<Large> sum = {};
@@ -217,7 +203,7 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     sum_splits(const float* __restrict__ parts, bf16* __restrict__ d_x, u32 inputs, u32 outputs, u32 splits, Rows rows) {
     u64 at = (static_cast<u64>(blockIdx.x) * SUM_THREADS + threadIdx.x) * 8;
     if (at >= static_cast<u64>(rows.count()) * inputs) return;
-    u32 used = Split::of<Large>(outputs, splits).used;
+    u32 used = Split::of(outputs, splits).used;
     float sum[8] = {};
 #pragma unroll 4
     for (u32 split = 0; split < used; split++) {
@@ -255,7 +241,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, LARGE_BLOCKS)
 extern "C" __global__ void __launch_bounds__(THREADS, LARGE_BLOCKS)
     matmul_tn_split(const bf16* __restrict__ d_y, const bf16* __restrict__ x, float* __restrict__ parts, u32 inputs,
                     u32 outputs, u32 lead, u32 splits, Rows rows) {
-    Split split = Split::of<Large>(rows.count(), splits);
+    Split split = Split::of(rows.count(), splits);
     if (blockIdx.y >= split.used) return;
     u32 first = blockIdx.y * split.share;
     float* part = parts + static_cast<u64>(blockIdx.y) * outputs * inputs;
@@ -267,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(SUM_THREADS)
     add_splits(const float* __restrict__ parts, float* __restrict__ d_w, u32 inputs, u32 outputs, u32 splits, Rows rows) {
     u64 at = (static_cast<u64>(blockIdx.x) * SUM_THREADS + threadIdx.x) * 4;
     u64 size = static_cast<u64>(outputs) * inputs;
-    u32 used = Split::of<Large>(rows.count(), splits).used;
+    u32 used = Split::of(rows.count(), splits).used;
     if (at >= size || used == 0) return;
     float sum[4] = {};
 #pragma unroll 4

@@ -5,7 +5,7 @@
 // time (ldmatrix), one step before it multiplies (mma). Then bias, GELU or its backward, and out to memory.
 #pragma once
 
-#include "gelu.cuh"
+#include "products.cuh"
 
 constexpr u32 THREADS = 128;
 constexpr u32 STAGES = 3;
@@ -191,28 +191,6 @@ struct Tile {
     }
 };
 
-enum class Finish { Write, Bias, BiasGelu, Add, GeluBackward };
-
-// Where a bf16 result goes. What is not needed is null.
-struct Target {
-    bf16* y;
-    u32 lead;            // from row to row, in `y`, `pre` and `before`
-    bf16* pre;           // BiasGelu: written
-    const bf16* before;  // Add: the old y. GeluBackward: the pre-activation
-    const float* bias;   // Bias, BiasGelu
-    u32 biases;          // how many there are; columns beyond have none
-    float* partials;     // GeluBackward: column sums of each row of tiles [row tiles, lead]
-};
-
-// Adds the lane's `low` and `high` over the eight lanes that hold other rows of the same two columns.
-__device__ __forceinline__ void sum_over_rows(float& low, float& high) {
-#pragma unroll
-    for (u32 distance = 4; distance < WARP; distance *= 2) {
-        low += __shfl_xor_sync(ALL_LANES, low, distance);
-        high += __shfl_xor_sync(ALL_LANES, high, distance);
-    }
-}
-
 // Turns a warp's sums into bf16 pairs in `staged` [ROWS, COLS], which holds `before` where that is wanted; each lane reads
 // and writes words of its own. `column_sums` [2, COLS]: of the values written, for each half of the rows.
 template <class S, Finish finish>
@@ -223,25 +201,13 @@ __device__ __forceinline__ void stage_sums(const Sums<S>& sum, const Tile& tile,
 #pragma unroll
     for (u32 j = 0; j < S::N; j++) {
         u32 col = S::warp_col() + j * 8 + t;
-        float bias[2] = {};
-        if constexpr (finish == Finish::Bias || finish == Finish::BiasGelu) {
-            if (tile.col + col < to.biases) bias[0] = to.bias[tile.col + col];
-            if (tile.col + col + 1 < to.biases) bias[1] = to.bias[tile.col + col + 1];
-        }
+        BiasPair bias = BiasPair::of<finish>(to, tile.col + col);
         float columns[2] = {};
 #pragma unroll
         for (u32 i = 0; i < S::M * 2; i++) {
             u32* pair = reinterpret_cast<u32*>(staged + (offset ^ j * 8) + i * 8 * S::COLS);
-            float low = sum[i / 2][j][i % 2 * 2] + bias[0], high = sum[i / 2][j][i % 2 * 2 + 1] + bias[1];
-            if constexpr (finish == Finish::Add) {
-                low += low_half(*pair);
-                high += high_half(*pair);
-            }
-            if constexpr (finish == Finish::GeluBackward) {
-                low *= gelu_slope(low_half(*pair));
-                high *= gelu_slope(high_half(*pair));
-            }
-            *pair = pack_bf16x2(low, high);
+            u32 before = reads_before(finish) ? *pair : 0;
+            *pair = finish_pair<finish>(sum[i / 2][j][i % 2 * 2], sum[i / 2][j][i % 2 * 2 + 1], bias, before);
             columns[0] += low_half(*pair);
             columns[1] += high_half(*pair);
         }
@@ -251,9 +217,6 @@ __device__ __forceinline__ void stage_sums(const Sums<S>& sum, const Tile& tile,
         }
     }
 }
-
-// Eight bf16 as they lie in memory.
-using Chunk = Vec<u32, 4>;
 
 // Calls `use(which chunk of the matrix, its values)` for every chunk of the tile that exists.
 template <class S, class Use>
@@ -273,7 +236,7 @@ template <class S, Finish finish>
 __device__ __forceinline__ void finish_tile(const Sums<S>& sum, const Tile& tile, const Target& to, bf16* shared) {
     float* column_sums = reinterpret_cast<float*>(shared + S::ROWS * S::COLS);
     __syncthreads();  // all have read their operands
-    if constexpr (finish == Finish::Add || finish == Finish::GeluBackward) {
+    if constexpr (reads_before(finish)) {
         auto before = Operand<Side::A, Along::Outer, S::COLS, S::ROWS>::at(to.before, tile.at(to.lead), to.lead, tile.cols);
         before.load(shared, tile.rows);
         cp_async_commit();
@@ -288,8 +251,7 @@ __device__ __forceinline__ void finish_tile(const Sums<S>& sum, const Tile& tile
             reinterpret_cast<Chunk*>(to.pre)[at] = values;
             Chunk activated;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++)
-                activated.at[i] = pack_bf16x2(gelu(low_half(values.at[i])), gelu(high_half(values.at[i])));
+            for (u32 i = 0; i < 4; i++) activated.at[i] = gelu_pair(values.at[i]);
             *y = activated;
         } else {
             *y = values;
@@ -304,38 +266,14 @@ __device__ __forceinline__ void finish_tile(const Sums<S>& sum, const Tile& tile
 
 // ---- What becomes of the sums: f32 -----------------------------------------------------------------------------------
 
-enum class Store { Write, Add };
-
-// Straight from registers. Neighbouring lanes hold two columns each of the same two rows; they trade, so that the even one
-// has four columns of the upper row and the odd one four of the lower. A row of a warp's store is then a 32-byte sector.
 template <class S, Store how>
 __device__ __forceinline__ void store_sums(const Sums<S>& sum, const Tile& tile, float* matrix, u32 lead) {
-    u32 lane = threadIdx.x % WARP, odd = lane % 2;
-    u32 row = S::warp_row() + lane / 4 + odd * 8, col = S::warp_col() + lane % 4 / 2 * 4;
+    u32 row = S::warp_row() + sums_row(), col = S::warp_col() + sums_col();
 #pragma unroll
     for (u32 i = 0; i < S::M; i++) {
-        // All of a row's old values are asked for before the first is waited for.
-        float values[S::N][4];
-        float* to = matrix + static_cast<u64>(tile.row + row + i * 16) * lead + tile.col + col;
-        auto exists = [&](u32 j) { return row + i * 16 < tile.rows && col + j * 8 < tile.cols; };
-#pragma unroll
-        for (u32 j = 0; j < S::N; j++) {
-            if (how == Store::Add && exists(j)) {
-                load(values[j], to + j * 8);
-            } else {
-                values[j][0] = values[j][1] = values[j][2] = values[j][3] = 0.0f;
-            }
-        }
-#pragma unroll
-        for (u32 j = 0; j < S::N; j++) {
-            const float(&own)[4] = sum[i][j];
-            float first = __shfl_xor_sync(ALL_LANES, odd ? own[0] : own[2], 1);
-            float second = __shfl_xor_sync(ALL_LANES, odd ? own[1] : own[3], 1);
-            values[j][0] += odd ? first : own[0];
-            values[j][1] += odd ? second : own[1];
-            values[j][2] += odd ? own[2] : first;
-            values[j][3] += odd ? own[3] : second;
-            if (exists(j)) store(to + j * 8, values[j]);
-        }
+        store_rows_of_sums<how, S::N>(
+            matrix + static_cast<u64>(tile.row + row + i * 16) * lead + tile.col + col,
+            [&](u32 j, u32 at) { return sum[i][j][at]; },
+            [&](u32 j) { return row + i * 16 < tile.rows && col + j * 8 < tile.cols; });
     }
 }

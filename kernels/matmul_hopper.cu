@@ -1,250 +1,171 @@
-// matmul_hopper.cu: the forward product of a linear layer on Hopper: wgmma fed by tensor copies. For sm_90a alone.
-//   matmul_hopper_nt_bias        y = x W^T + b
-//   matmul_hopper_nt_bias_gelu   pre = x W^T + b; y = gelu(pre), of pre as stored (rounded), so that backward sees the same
-//   x [R, inputs], y, pre [R, lead] bf16    W [outputs, inputs] bf16    b [outputs] f32
-// What comes in and out is as in matmul.cu: inputs and lead are multiples of 64, outputs <= lead < outputs + 64, zeros are
-// written behind outputs, matrices begin at the launch's first row, rows beyond rows.count() are neither read nor written.
-//   x_map: x as [capacity, inputs], boxes of 128 rows x 64    w_map: W, boxes of 256 x 64    both swizzled by 128 bytes
-//
-// Plan. A persistent block an SM (384 threads, 208 KB); tile i of all goes to block i mod blocks. A tile is 128 x 256, its
-// depth walked in stages of 64 (48 KB), a ring of 4. Warpgroup 0 copies; 1 and 2 multiply 64 rows each, all sums in
-// registers (128 a thread), and hand a stage back when the wgmma of the next are already under way. The copies run on
-// into the next tile while sums are rounded, staged through 2 KB a warp and stored, 16 bytes a lane and whole 128-byte rows.
-// Columns first: the blocks that run together share a few row tiles of x and all of W, which stays in L2.
-// The last row tile, if it is not whole, is copied by warpgroup 0 thread by thread: a tensor copy would read dead rows.
-// Every value is one chain of wgmma over the depth, so bits depend on neither the grid nor the number of SMs.
-//
-// Cost: 2 R inputs outputs FLOP; bytes and floors as in matmul.cu (base size, an H200: qkv 0.235 ms, out 0.078, lin1 0.313,
-// lin2 0.313, all by the tensor cores). A stage is 2^22 FLOP for 48 KB, so at that rate L2 would have to deliver 11.6 TB/s.
-// It is not known to pass 5.5 to 7: 470 to 600 TFLOP/s are the most that tiles of this size can have without multicast to a
-// cluster, which is the next thing to try. The end of a tile takes the SM some 1,000 clocks to issue, with GELU 9,000,
-// against 12,300 for the 12 stages of inputs = 768 at full rate; behind it hide the copies of 4 stages and no more, since
-// both warpgroups end together. Expected: 450 to 600 TFLOP/s, for lin1 350 to 450.
-// Not yet run on a GPU.
-#include "gelu.cuh"
+// HEADER
+#include "matmul_hopper.cuh"
 
-constexpr u32 ROWS = 128;
-constexpr u32 COLS = 256;
-constexpr u32 DEPTH = 64;  // of a stage: 128 bytes, the swizzle's width
-constexpr u32 STAGES = 4;
-constexpr u32 WARPGROUP = 128;
-constexpr u32 CONSUMERS = 2;  // warpgroups
-constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
-constexpr u32 A_BYTES = ROWS * DEPTH * 2;
-constexpr u32 B_BYTES = COLS * DEPTH * 2;
-constexpr u32 STAGED_BYTES = 16 * 128;  // a warp's rows, 64 columns
-constexpr u32 PRODUCERS_BARRIER = 1;
+// ---- What becomes of the sums: bf16 ----------------------------------------------------------------------------------
 
-// 128 threads with 40 registers and 256 with 232 make 64,512 of an SM's 65,536.
-constexpr int PRODUCER_REGISTERS = 40;
-constexpr int CONSUMER_REGISTERS = 232;
-
-struct Shared {
-    u8 a[STAGES][A_BYTES];
-    u8 b[STAGES][B_BYTES];
-    u8 staged[CONSUMERS * WARPGROUP / 32][STAGED_BYTES];
-    Mbarrier full[STAGES];
-    Mbarrier empty[STAGES];
-};
-
-struct Layer {
-    const bf16* x;
-    const float* bias;
-    bf16* pre;
-    bf16* y;
-    u32 inputs, outputs, lead;
-    u32 rows;  // live
-};
-
-// Tile number i: all columns of the first rows, then of the next.
-struct Place {
+// What a warp loads and stores at a time: 16 rows x 64 columns of a matrix, 16 bytes a lane and whole 128-byte rows. It is
+// turned into mma's fragments, and out of them, in `staged`.
+struct Patch {
+    u8* staged;
     u32 row, col;
-};
+    u32 rows;  // of the matrix: live
+    u32 lead;
 
-__device__ __forceinline__ u32 tile_count(const Layer& layer) {
-    return ceil_div(layer.rows, ROWS) * ceil_div(layer.lead, COLS);
-}
-
-__device__ __forceinline__ Place tile_place(const Layer& layer, u32 i) {
-    u32 across = ceil_div(layer.lead, COLS);
-    return Place{i / across * ROWS, i % across * COLS};
-}
-
-// The ring, as both sides walk it: stage and turn of step after step, across tiles.
-struct Ring {
-    u32 stage = 0;
-    u32 parity = 0;  // of the turn: 0, 1, 0, ...
-
-    __device__ __forceinline__ void next() {
-        if (++stage < STAGES) return;
-        stage = 0;
-        parity ^= 1;
+    // Row, of four chunks i, of this lane's; its column is that of chunk lane % 8.
+    __device__ __forceinline__ u32 chunk_row(u32 i) const {
+        return 4 * i + threadIdx.x % WARP / 8;
     }
-};
 
-// ---- Copying ---------------------------------------------------------------------------------------------------------
+    __device__ __forceinline__ Chunk* staged_chunk(u32 i) const {
+        u32 offset = chunk_row(i) * BOX_ROW_BYTES + threadIdx.x % 8 * 16;
+        return reinterpret_cast<Chunk*>(staged + swizzled(Swizzle::bytes128, offset));
+    }
 
-// Rows of x that are live, 64 of its columns, each thread one row; zeros below. Swizzled as a tensor copy would.
-__device__ __forceinline__ void copy_live_rows(u8* to, const Layer& layer, u32 row, u32 depth) {
-    bool live = row + threadIdx.x < layer.rows;
-    const bf16* from = layer.x + static_cast<u64>(live ? row + threadIdx.x : 0) * layer.inputs + depth;
+    __device__ __forceinline__ u64 chunk_at(u32 i) const {
+        return static_cast<u64>(row + chunk_row(i)) * lead + col + threadIdx.x % 8 * 8;
+    }
+
+    // The row of fragment j, columns 16j to 16j + 15, that this lane names to ldmatrix and stmatrix.
+    __device__ __forceinline__ u8* fragment_row(u32 j) const {
+        u32 lane = threadIdx.x % WARP;
+        return staged + swizzled(Swizzle::bytes128, lane % 16 * BOX_ROW_BYTES + 32 * j + lane / 16 * 16);
+    }
+
+    // This lane's chunks of a matrix; zeros where rows are not live.
+    __device__ __forceinline__ void load(Chunk (&chunks)[4], const bf16* from) const {
 #pragma unroll
-    for (u32 chunk = 0; chunk < 8; chunk++) {
-        u32 offset = swizzled(Swizzle::bytes128, threadIdx.x * 128 + chunk * 16);
-        cp_async_16(to + offset, from + chunk * 8, live ? 16 : 0);
-    }
-    cp_async_commit();
-    cp_async_wait<0>();
-    fence_proxy_async();
-}
-
-__device__ __forceinline__ void produce(Shared* shared, const TensorMap* x_map, const TensorMap* w_map,
-                                        const Layer& layer) {
-    Ring ring;
-    bool leads = threadIdx.x == 0;
-    u32 tiles = tile_count(layer);
-    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        Place place = tile_place(layer, tile);
-        bool whole = layer.rows - place.row >= ROWS;
-        // The other threads have run ahead; a wait by parity is only good from where the leader is.
-        if (!whole) bar_sync(PRODUCERS_BARRIER, WARPGROUP);
-        for (u32 depth = 0; depth < layer.inputs; depth += DEPTH, ring.next()) {
-            if (whole && !leads) continue;
-            Mbarrier* full = &shared->full[ring.stage];
-            mbarrier_wait(&shared->empty[ring.stage], ring.parity ^ 1);
-            if (leads) {
-                mbarrier_expect_tx(full, B_BYTES + (whole ? A_BYTES : 0));
-                cp_async_bulk_tensor_2d_load(shared->b[ring.stage], w_map, static_cast<int>(depth),
-                                             static_cast<int>(place.col), full);
-            }
-            if (whole) {
-                cp_async_bulk_tensor_2d_load(shared->a[ring.stage], x_map, static_cast<int>(depth),
-                                             static_cast<int>(place.row), full);
-            } else {
-                copy_live_rows(shared->a[ring.stage], layer, place.row, depth);
-                bar_sync(PRODUCERS_BARRIER, WARPGROUP);
-            }
-            if (leads) mbarrier_arrive(full);
+        for (u32 i = 0; i < 4; i++) {
+            chunks[i] = Chunk{};
+            if (row + chunk_row(i) < rows) chunks[i] = *reinterpret_cast<const Chunk*>(from + chunk_at(i));
         }
     }
-}
 
-// ---- Multiplying -----------------------------------------------------------------------------------------------------
-
-constexpr u64 LAYOUT = wgmma_layout(Swizzle::bytes128, 16, 1024);
-
-// Sums of one tile: 64 x 256 for this warpgroup.
-__device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, Ring& ring, u32 group, u32 inputs) {
-    bool signals = threadIdx.x % 32 == 0;
-    u32 before = 0;
-    for (u32 depth = 0; depth < inputs; depth += DEPTH, ring.next()) {
-        mbarrier_wait(&shared->full[ring.stage], ring.parity);
-        const u8* a = shared->a[ring.stage] + group * 64 * 128;
-        const u8* b = shared->b[ring.stage];
-        wgmma_fence(d);
+    // Chunks to pairs of columns, in wgmma's order.
+    __device__ __forceinline__ void unpack(u32 (&packed)[16], const Chunk (&chunks)[4]) const {
+        __syncwarp();  // the staged rows before are read
 #pragma unroll
-        for (u32 k = 0; k < DEPTH / 16; k++) {
-            u64 a_at = wgmma_descriptor(a + 32 * k, LAYOUT), b_at = wgmma_descriptor(b + 32 * k, LAYOUT);
-            wgmma_mma_async<Major::K, Major::K>(d, a_at, b_at, depth + k > 0 ? ScaleD::one : ScaleD::zero);
+        for (u32 i = 0; i < 4; i++) *staged_chunk(i) = chunks[i];
+        __syncwarp();
+#pragma unroll
+        for (u32 j = 0; j < 4; j++) {
+            u32 four[4];
+            ldmatrix_x4(four, fragment_row(j));
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) packed[4 * j + i] = four[i];
         }
-        wgmma_commit();
-        // With this stage under way, the one before is through.
-        wgmma_wait<1>();
-        if (depth > 0 && signals) mbarrier_arrive(&shared->empty[before]);
-        before = ring.stage;
     }
-    wgmma_wait<0>(d);
-    if (signals) mbarrier_arrive(&shared->empty[before]);
-}
 
-// ---- Storing ---------------------------------------------------------------------------------------------------------
-
-// 16 rows x 64 columns of a warp, from `packed` (pairs of columns, wgmma's order) to `to` at (row, col).
-__device__ __forceinline__ void store_rows(bf16* to, const u32 (&packed)[16], u8* staged, const Layer& layer, u32 row,
-                                           u32 col) {
-    u32 lane = threadIdx.x % 32;
-    __syncwarp();  // the staged rows before are read
+    __device__ __forceinline__ void store(bf16* to, const u32 (&packed)[16]) const {
+        __syncwarp();  // the staged rows before are read
 #pragma unroll
-    for (u32 j = 0; j < 4; j++) {
-        const u32 four[4] = {packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]};
-        stmatrix_x4(staged + swizzled(Swizzle::bytes128, lane % 16 * 128 + 32 * j + lane / 16 * 16), four);
+        for (u32 j = 0; j < 4; j++) {
+            const u32 four[4] = {packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]};
+            stmatrix_x4(fragment_row(j), four);
+        }
+        __syncwarp();
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            if (row + chunk_row(i) < rows) *reinterpret_cast<Chunk*>(to + chunk_at(i)) = *staged_chunk(i);
+        }
     }
-    __syncwarp();
-#pragma unroll
-    for (u32 i = 0; i < 4; i++) {
-        u32 r = 4 * i + lane / 8, chunk = lane % 8;
-        using Chunk = Vec<u32, 4>;
-        if (row + r >= layer.rows) continue;
-        Chunk values = *reinterpret_cast<const Chunk*>(staged + swizzled(Swizzle::bytes128, r * 128 + chunk * 16));
-        *reinterpret_cast<Chunk*>(to + static_cast<u64>(row + r) * layer.lead + col + chunk * 8) = values;
-    }
-}
+};
 
-// Two columns of the bias; zero behind the last.
-__device__ __forceinline__ float bias_at(const Layer& layer, u32 col) {
-    return col < layer.outputs ? layer.bias[col] : 0.0f;
-}
-
-template <bool with_gelu>
-__device__ __forceinline__ void finish(const float (&d)[COLS / 2], u8* staged, const Layer& layer, u32 row, u32 col) {
-    u32 pair = 2 * (threadIdx.x % 4);
+// A warp's sums, 16 x 256, rounded and stored at `patch` and to its right. `column_sums` [COLS]: of the values as stored.
+template <Finish finish>
+__device__ __forceinline__ void store_bf16(const float (&d)[COLS / 2], const Target& to, Patch patch, float* column_sums) {
+    u32 lane = threadIdx.x % WARP, pair = lane % 4 * 2;
+    Chunk before[4];
+    if constexpr (reads_before(finish)) patch.load(before, to.before);
 #pragma unroll
-    for (u32 part = 0; part < COLS / 64; part++) {
-        u32 first = col + 64 * part;
-        if (first >= layer.lead) break;
-        u32 packed[16];
+    for (u32 part = 0; part < COLS / BOX_COLS; part++, patch.col += BOX_COLS) {
+        if (patch.col >= to.lead) break;
+        u32 packed[16] = {};
+        if constexpr (reads_before(finish)) {
+            patch.unpack(packed, before);
+            // The next columns are on their way while these are worked on.
+            Patch next = patch;
+            next.col += BOX_COLS;
+            if (part + 1 < COLS / BOX_COLS && next.col < to.lead) next.load(before, to.before);
+        }
 #pragma unroll
-        for (u32 j = 0; j < 8; j++) {
+        for (u32 j = 0; j < BOX_COLS / 8; j++) {
             const float* four = &d[32 * part + 4 * j];
-            float left = bias_at(layer, first + 8 * j + pair), right = bias_at(layer, first + 8 * j + pair + 1);
-            packed[2 * j] = pack_bf16x2(four[0] + left, four[1] + right);
-            packed[2 * j + 1] = pack_bf16x2(four[2] + left, four[3] + right);
+            u32 &upper = packed[2 * j], &lower = packed[2 * j + 1];
+            BiasPair bias = BiasPair::of<finish>(to, patch.col + 8 * j + pair);
+            upper = finish_pair<finish>(four[0], four[1], bias, upper);
+            lower = finish_pair<finish>(four[2], four[3], bias, lower);
+            if constexpr (finish == Finish::GeluBackward) {
+                float sums[2] = {low_half(upper) + low_half(lower), high_half(upper) + high_half(lower)};
+                sum_over_rows(sums[0], sums[1]);
+                if (lane < 4) store(column_sums + BOX_COLS * part + 8 * j + pair, sums);
+            }
         }
-        store_rows(with_gelu ? layer.pre : layer.y, packed, staged, layer, row, first);
-        if constexpr (with_gelu) {
+        patch.store(finish == Finish::BiasGelu ? to.pre : to.y, packed);
+        if constexpr (finish == Finish::BiasGelu) {
 #pragma unroll
-            for (u32 i = 0; i < 16; i++) packed[i] = pack_bf16x2(gelu(low_half(packed[i])), gelu(high_half(packed[i])));
-            store_rows(layer.y, packed, staged, layer, row, first);
+            for (u32 i = 0; i < 16; i++) packed[i] = gelu_pair(packed[i]);
+            patch.store(to.y, packed);
         }
     }
 }
 
-template <bool with_gelu>
-__device__ __forceinline__ void consume(Shared* shared, const Layer& layer) {
-    Ring ring;
-    u32 group = threadIdx.x / WARPGROUP - 1, warp = threadIdx.x % WARPGROUP / 32;
-    u8* staged = shared->staged[group * (WARPGROUP / 32) + warp];
-    u32 tiles = tile_count(layer);
-    float d[COLS / 2];
-    for (u32 tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-        Place place = tile_place(layer, tile);
-        multiply(d, shared, ring, group, layer.inputs);
-        finish<with_gelu>(d, staged, layer, place.row + 64 * group + 16 * warp, place.col);
+// Column sums of a tile from those of its warps, top to bottom.
+__device__ __forceinline__ void store_partials(const Shared* shared, const Target& to, const Item& item) {
+    bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);
+    u32 col = threadIdx.x - WARPGROUP;
+    if (item.col + col < to.lead) {
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 warp = 0; warp < CONSUMER_WARPS; warp++) sum += shared->column_sums[warp][col];
+        to.partials[static_cast<u64>(item.row / ROWS) * to.lead + item.col + col] = sum;
     }
+    bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);  // the next item's may be written
 }
 
-// ---- Kernels ---------------------------------------------------------------------------------------------------------
+// Which of the consuming warps this is; each has 16 rows of a tile.
+__device__ __forceinline__ u32 consumer_warp() {
+    return threadIdx.x / WARP - WARPGROUP / WARP;
+}
 
-template <bool with_gelu>
-__device__ __forceinline__ void forward(Shared* shared, const TensorMap* x_map, const TensorMap* w_map,
-                                        const Layer& layer) {
-    if (threadIdx.x == 0) {
-        prefetch_tensormap(x_map);
-        prefetch_tensormap(w_map);
-        for (u32 i = 0; i < STAGES; i++) {
-            mbarrier_init(&shared->full[i], 1);
-            mbarrier_init(&shared->empty[i], CONSUMERS * WARPGROUP / 32);
+template <Finish finish, class A, class B>
+__device__ __forceinline__ void run_to_bf16(Shared* shared, const A& a, const B& b, const Work& work, const Target& to) {
+    static_assert(COLS == CONSUMERS * WARPGROUP, "store_partials has a thread for each column");
+    run(shared, a, b, work, [&](const float(&d)[COLS / 2], const Item& item) {
+        u32 warp = consumer_warp();
+        Patch patch{shared->staged[warp], item.row + 16 * warp, item.col, work.rows, to.lead};
+        store_bf16<finish>(d, to, patch, shared->column_sums[warp]);
+        if constexpr (finish == Finish::GeluBackward) store_partials(shared, to, item);
+    });
+}
+
+// ---- What becomes of the sums: f32 -----------------------------------------------------------------------------------
+
+// To matrix + part * part_size, [rows, cols].
+template <Store how, class A, class B>
+__device__ __forceinline__ void run_to_f32(Shared* shared, const A& a, const B& b, const Work& work, float* matrix,
+                                           u64 part_size) {
+    run(shared, a, b, work, [&](const float(&d)[COLS / 2], const Item& item) {
+        u32 row = item.row + 16 * consumer_warp() + sums_row();
+        float* to = matrix + item.part * part_size + static_cast<u64>(row) * work.cols + item.col + sums_col();
+#pragma unroll
+        for (u32 part = 0; part < COLS / BOX_COLS; part++) {
+            if (item.col + BOX_COLS * part >= work.cols) break;
+            store_rows_of_sums<how, BOX_COLS / 8>(
+                to + BOX_COLS * part, [&](u32 j, u32 at) { return d[32 * part + 4 * j + at]; },
+                [&](u32) { return row < work.rows; });
         }
-        fence_mbarrier_init();
-    }
-    __syncthreads();
-    if (threadIdx.x < WARPGROUP) {
-        setmaxnreg_dec<PRODUCER_REGISTERS>();
-        produce(shared, x_map, w_map, layer);
-    } else {
-        setmaxnreg_inc<CONSUMER_REGISTERS>();
-        consume<with_gelu>(shared, layer);
-    }
+    });
+}
+
+// ---- y = x W^T + b ---------------------------------------------------------------------------------------------------
+
+template <Finish finish>
+__device__ __forceinline__ void forward(Shared* shared, const TensorMap* x_map, const TensorMap* w_map, const bf16* x,
+                                        const Target& to, u32 inputs, const Rows& rows) {
+    u32 live = rows.count();
+    Operand<Of::Tokens, Major::K, ROWS> a{x_map, x, inputs, live};
+    Operand<Of::Weight, Major::K, COLS> b{w_map};
+    run_to_bf16<finish>(shared, a, b, Work{live, to.lead, inputs, inputs}, to);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -252,7 +173,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                           const bf16* __restrict__ x, const float* __restrict__ bias, bf16* __restrict__ y, u32 inputs,
                           u32 outputs, u32 lead, Rows rows) {
     SHARED_MEMORY(Shared, shared);
-    forward<false>(shared, &x_map, &w_map, Layer{x, bias, nullptr, y, inputs, outputs, lead, rows.count()});
+    Target to = {.y = y, .lead = lead, .bias = bias, .biases = outputs};
+    forward<Finish::Bias>(shared, &x_map, &w_map, x, to, inputs, rows);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -260,5 +182,86 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                                const bf16* __restrict__ x, const float* __restrict__ bias, bf16* __restrict__ pre,
                                bf16* __restrict__ y, u32 inputs, u32 outputs, u32 lead, Rows rows) {
     SHARED_MEMORY(Shared, shared);
-    forward<true>(shared, &x_map, &w_map, Layer{x, bias, pre, y, inputs, outputs, lead, rows.count()});
+    Target to = {.y = y, .lead = lead, .pre = pre, .bias = bias, .biases = outputs};
+    forward<Finish::BiasGelu>(shared, &x_map, &w_map, x, to, inputs, rows);
+}
+
+// ---- d_x = d_y W -----------------------------------------------------------------------------------------------------
+
+using OutputGradient = Operand<Of::Tokens, Major::K, ROWS>;
+using Weight = Operand<Of::Weight, Major::MN, COLS>;
+
+template <Finish finish>
+__device__ __forceinline__ void backward(Shared* shared, const TensorMap* d_y_map, const TensorMap* w_map,
+                                         const bf16* d_y, const Target& to, u32 outputs, u32 lead, const Rows& rows) {
+    u32 inputs = to.lead, live = rows.count();
+    OutputGradient a{d_y_map, d_y, lead, live};
+    Weight b{w_map};
+    run_to_bf16<finish>(shared, a, b, Work{live, inputs, outputs, outputs}, to);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_nn(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap w_map,
+                     const bf16* __restrict__ d_y, bf16* __restrict__ d_x, u32 inputs, u32 outputs, u32 lead, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    backward<Finish::Write>(shared, &d_y_map, &w_map, d_y, Target{.y = d_x, .lead = inputs}, outputs, lead, rows);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_nn_add(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap w_map,
+                         const bf16* __restrict__ d_y, bf16* d_x, u32 inputs, u32 outputs, u32 lead, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    Target to = {.y = d_x, .lead = inputs, .before = d_x};
+    backward<Finish::Add>(shared, &d_y_map, &w_map, d_y, to, outputs, lead, rows);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_nn_gelu_backward(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap w_map,
+                                   const bf16* __restrict__ d_y, const bf16* __restrict__ pre, bf16* __restrict__ d_pre,
+                                   float* __restrict__ partials, u32 inputs, u32 outputs, u32 lead, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    Target to = {.y = d_pre, .lead = inputs, .before = pre, .partials = partials};
+    backward<Finish::GeluBackward>(shared, &d_y_map, &w_map, d_y, to, outputs, lead, rows);
+}
+
+// parts[split] [capacity, inputs] = split's share of the outputs of d_y W; sum_splits of matmul.cu adds them
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_nn_split(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap w_map,
+                           const bf16* __restrict__ d_y, float* __restrict__ parts, u32 inputs, u32 outputs, u32 lead,
+                           u32 splits, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    u32 live = rows.count();
+    OutputGradient a{&d_y_map, d_y, lead, live};
+    Weight b{&w_map};
+    Work work{live, inputs, outputs, Split::of(outputs, splits).share};
+    run_to_f32<Store::Write>(shared, a, b, work, parts, static_cast<u64>(rows.capacity) * inputs);
+}
+
+// ---- d_W += d_y^T x --------------------------------------------------------------------------------------------------
+
+template <Store how>
+__device__ __forceinline__ void weight_gradient(Shared* shared, const Operand<Of::Tokens, Major::MN, ROWS>& d_y,
+                                                const Operand<Of::Tokens, Major::MN, COLS>& x, float* to, u32 outputs, u32 share) {
+    Work work{outputs, x.lead, x.live, share};
+    run_to_f32<how>(shared, d_y, x, work, to, static_cast<u64>(outputs) * x.lead);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_tn_accumulate(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap x_map,
+                                const bf16* __restrict__ d_y, const bf16* __restrict__ x, float* __restrict__ d_w,
+                                u32 inputs, u32 outputs, u32 lead, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    u32 live = rows.count();
+    weight_gradient<Store::Add>(shared, {&d_y_map, d_y, lead, live}, {&x_map, x, inputs, live}, d_w, outputs, live);
+}
+
+// parts[split] [outputs, inputs] = d_y^T x over split's share of the live rows; add_splits of matmul.cu adds them
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    matmul_hopper_tn_split(const __grid_constant__ TensorMap d_y_map, const __grid_constant__ TensorMap x_map,
+                           const bf16* __restrict__ d_y, const bf16* __restrict__ x, float* __restrict__ parts, u32 inputs,
+                           u32 outputs, u32 lead, u32 splits, Rows rows) {
+    SHARED_MEMORY(Shared, shared);
+    u32 live = rows.count();
+    u32 share = Split::of(live, splits).share;
+    weight_gradient<Store::Write>(shared, {&d_y_map, d_y, lead, live}, {&x_map, x, inputs, live}, parts, outputs, share);
 }

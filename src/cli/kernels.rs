@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::figures::grouped;
 use super::{Common, Outcome};
 use crate::backend::cuda::compile::{Arch, Compiled, Compiler, Nvrtc, Usage, usages};
-use crate::backend::cuda::kernel::{FAMILIES, Family, ModuleSpec};
+use crate::backend::cuda::kernel::{FAMILIES, Family, ModuleSpec, families};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Task {
@@ -66,7 +66,7 @@ fn base_sizes(family: &'static Family) -> ModuleSpec {
 fn list(arch: Arch) -> Result<(Value, String)> {
     let compiler = Compiler::from_environment(arch);
     let (mut rows, mut text) = (Vec::new(), String::new());
-    for family in FAMILIES {
+    for family in families(arch) {
         let spec = base_sizes(family);
         let module = compiler.module(&spec).with_context(|| format!("kernels list --arch {arch}"))?;
         let used = usages(&module.log);
@@ -109,7 +109,7 @@ fn compile(args: &CompileArgs) -> Result<(Value, String)> {
     let nvrtc = Nvrtc::load()?;
     let (mut files, mut text, mut too_much) = (Vec::new(), String::new(), Vec::new());
     for &arch in &args.arch {
-        for spec in FAMILIES.into_iter().flat_map(|family| specs(family, &args.size)) {
+        for spec in families(arch).flat_map(|family| specs(family, &args.size)) {
             let (path, compiled) = Compiler::precompile(&spec, arch, &args.out)?;
             too_much.extend(beyond_limits(&spec, arch, &compiled)?);
             text.push_str(&format!("{}\n", path.display()));

@@ -28,6 +28,7 @@ mod layernorm;
 mod linear;
 mod optimizer;
 mod oracle;
+mod products;
 mod refusals;
 mod rows;
 mod top_k;

@@ -11,7 +11,7 @@ use handbert::backend::cuda::device::{
 use handbert::backend::cuda::kernel::{Kernel, ModuleSpec};
 use handbert::backend::{Error, Result};
 
-use crate::simulator::{self, Module, Simulator};
+use crate::simulator::{self, Module, Simulator, Swizzle, Tensor};
 
 /// Device memory of a simulated GPU; freed when dropped.
 pub struct SimBuffer {
@@ -29,6 +29,8 @@ impl Drop for SimBuffer {
 /// A simulated GPU.
 pub struct SimDevice {
     simulator: Arc<Simulator>,
+    /// As many as its features say; results must not depend on it.
+    pub multiprocessors: u32,
     /// Decides the order of blocks and threads of the next launch: no two have the same.
     next_seed: AtomicU64,
     /// What is being recorded.
@@ -49,7 +51,7 @@ impl SimDevice {
         let simulator = Simulator::new(seed)?.into();
         // Sequences of seeds that begin a small number apart must not meet.
         let next_seed = AtomicU64::new(seed << 32);
-        Some(SimDevice { simulator, next_seed, recording: Mutex::default() })
+        Some(SimDevice { simulator, multiprocessors: 3, next_seed, recording: Mutex::default() })
     }
 
     /// For one launch.
@@ -85,7 +87,20 @@ impl SimDevice {
         }
     }
 
+    fn encode(&self, map: &TensorMap) -> std::result::Result<EncodedMap, String> {
+        let ([rows, columns], [box_rows, box_columns]) = (map.size.map(|size| size as usize), map.of_box);
+        let row_bytes = columns * size_of::<u16>();
+        let (wanted, there) = (rows * row_bytes, map.matrix.bytes());
+        if wanted > there {
+            return Err(format!("a tensor map of [{rows}, {columns}] wants {wanted} bytes, the matrix has {there}"));
+        }
+        let of_box = [box_columns, box_rows];
+        let tensor = Tensor { address: map.matrix.address(), rows, columns, of_box, swizzle: Swizzle::Bytes128 };
+        self.simulator.encode_tensor_map(&tensor, row_bytes)
+    }
+
     fn run(&self, module: &Module, launch: &Launch<'_>) -> Result<()> {
+        let encode = |map: &TensorMap| self.encode(map);
         let packed: std::result::Result<Vec<_>, _> = launch.args.iter().map(|arg| arg.pack(encode)).collect();
         let packed = packed.map_err(|why| launch.error(why))?;
         let args: Vec<_> = packed.iter().map(|packed| packed.as_ptr().cast()).collect();
@@ -123,7 +138,7 @@ impl Device for SimDevice {
     }
 
     fn features(&self) -> Features {
-        Features { wgmma: true, multiprocessors: 3, library: None }
+        Features { wgmma: true, multiprocessors: self.multiprocessors, library: None }
     }
 
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<SimBuffer> {
@@ -227,8 +242,4 @@ impl Device for SimDevice {
     fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
         unreachable!("there is no way")
     }
-}
-
-fn encode(_: &TensorMap) -> std::result::Result<EncodedMap, String> {
-    Err("tensor maps".into())
 }

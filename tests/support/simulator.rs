@@ -18,6 +18,8 @@
 mod build;
 #[path = "simulator/source.rs"]
 mod source;
+#[path = "simulator/tensor_map.rs"]
+mod tensor_map;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -25,6 +27,8 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+
+pub use tensor_map::{Swizzle, Tensor};
 
 /// What a launch does to a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -339,6 +343,7 @@ struct Runtime {
     host_written: unsafe extern "C" fn(u64, u64) -> i32,
     check_written: unsafe extern "C" fn(u64, u64, *mut u64, *mut c_char, usize) -> i32,
     launch: unsafe extern "C" fn(*const RawLaunch, *mut c_char, usize) -> i32,
+    encode_tensor_map: tensor_map::Encode,
     compiler: &'static build::Compiler,
     _library: Library,
 }
@@ -349,7 +354,7 @@ impl Runtime {
         let built = build::runtime(compiler)?;
         // SAFETY: loading it only registers callbacks inside it.
         let library = unsafe { Library::open(Some(&built), RTLD_NOW | RTLD_GLOBAL) }.map_err(|e| e.to_string())?;
-        // SAFETY: the types are those of kernels/sim/abi.h.
+        // SAFETY: the types are those of kernels/sim/abi.h and abi_hopper.h.
         unsafe {
             Ok(Runtime {
                 alloc: *library.get(b"sim_alloc").expect("sim_alloc"),
@@ -357,6 +362,7 @@ impl Runtime {
                 host_written: *library.get(b"sim_host_written").expect("sim_host_written"),
                 check_written: *library.get(b"sim_check_written").expect("sim_check_written"),
                 launch: *library.get(b"sim_launch").expect("sim_launch"),
+                encode_tensor_map: *library.get(b"sim_encode_tensor_map").expect("sim_encode_tensor_map"),
                 compiler,
                 _library: library,
             })

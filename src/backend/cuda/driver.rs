@@ -6,6 +6,7 @@
 
 mod pinned;
 mod recording;
+mod tensor_map;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -19,7 +20,7 @@ use pinned::Pool;
 pub use recording::Recording;
 
 use super::compile::{Arch, Compiler};
-use super::device::{Device, EncodedMap, Features, Gemm, GemmWay, Launch, Region, TensorMap};
+use super::device::{Device, Features, Gemm, GemmWay, Launch, Region};
 use super::kernel::ModuleSpec;
 use crate::backend::{Error, Result};
 
@@ -267,7 +268,8 @@ impl Device for Gpu {
         let Some(&function) = module.functions.get(launch.kernel.name) else {
             return Err(launch.error("it is not in this module".into()));
         };
-        let packed: std::result::Result<Vec<_>, _> = launch.args.iter().map(|arg| arg.pack(encode)).collect();
+        let packed: std::result::Result<Vec<_>, _> =
+            launch.args.iter().map(|arg| arg.pack(tensor_map::encode)).collect();
         let packed = packed.map_err(|error| launch.error(error))?;
         let mut params: Vec<*mut c_void> = packed.iter().map(|packed| packed.as_ptr().cast_mut().cast()).collect();
         let ([x, y, z], threads) = (launch.grid, (launch.block.threads, 1, 1));
@@ -286,10 +288,6 @@ impl Device for Gpu {
     fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
         unreachable!("there is no way")
     }
-}
-
-fn encode(_: &TensorMap) -> std::result::Result<EncodedMap, String> {
-    Err("tensor maps".into())
 }
 
 impl Drop for GpuBuffer {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::compile::Arch;
+
 /// A `__global__` function of a family's source.
 #[derive(Debug)]
 pub struct Kernel {
@@ -40,6 +42,8 @@ pub struct Family {
     pub name: &'static str,
     /// Its text.
     pub source: &'static str,
+    /// The one architecture it exists on; `None`: all of them.
+    pub only: Option<Arch>,
     /// Sizes that it wants as constants, and values of each that are worth compiling ahead of time.
     pub constants: &'static [(&'static str, &'static [u32])],
     /// In the order of the file.
@@ -47,6 +51,11 @@ pub struct Family {
 }
 
 impl Family {
+    /// Whether there are such kernels for an architecture.
+    pub fn exists_on(&self, arch: Arch) -> bool {
+        self.only.is_none_or(|only| only == arch)
+    }
+
     /// The kernel of this name.
     ///
     /// # Panics
@@ -100,24 +109,32 @@ impl fmt::Debug for ModuleSpec {
 }
 
 /// Headers that every family may include, by the name it includes them under.
-pub const HEADERS: [(&str, &str); 7] = [
+pub const HEADERS: [(&str, &str); 9] = [
     ("ptx.cuh", include_str!("../../../kernels/ptx.cuh")),
     ("ptx_hopper.cuh", include_str!("../../../kernels/ptx_hopper.cuh")),
     ("common.cuh", include_str!("../../../kernels/common.cuh")),
     ("gelu.cuh", include_str!("../../../kernels/gelu.cuh")),
     ("layernorm.cuh", include_str!("../../../kernels/layernorm.cuh")),
     ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
+    ("products.cuh", include_str!("../../../kernels/products.cuh")),
     ("matmul.cuh", include_str!("../../../kernels/matmul.cuh")),
+    ("matmul_hopper.cuh", include_str!("../../../kernels/matmul_hopper.cuh")),
 ];
 
+/// The families that there are for an architecture.
+pub fn families(arch: Arch) -> impl Iterator<Item = &'static Family> {
+    FAMILIES.into_iter().filter(move |family| family.exists_on(arch))
+}
+
 /// Every family there is, in the order of kernels/README.md.
-pub static FAMILIES: [&Family; 10] = [
+pub static FAMILIES: [&Family; 11] = [
     &super::ops::embedding::FAMILY,
     &super::ops::layernorm::FAMILY,
     &super::ops::gelu::FAMILY,
     &super::ops::attention::FAMILY,
     &super::ops::attention::BACKWARD,
     &super::ops::matmul::FAMILY,
+    &super::ops::matmul_hopper::FAMILY,
     &super::ops::cross_entropy::FAMILY,
     &super::ops::classifier::FAMILY,
     &super::ops::rows::FAMILY,

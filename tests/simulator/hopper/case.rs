@@ -1,66 +1,17 @@
 //! A launch put together argument by argument.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::c_void;
 
 use bytemuck::{NoUninit, Pod, Zeroable};
 use half::bf16;
-use libloading::os::unix::Library;
 
 use crate::simulator::{Access, Launch, Module, Region, Simulator};
+pub use crate::simulator::{Swizzle, Tensor};
 
 /// One argument's bytes; as large and as aligned as a TensorMap.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Arg([u64; 16]);
-
-/// How rows of a box are spread over the banks; the numbers of CUtensorMapSwizzle.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Swizzle {
-    None = 0,
-    Bytes32 = 1,
-    Bytes64 = 2,
-    Bytes128 = 3,
-}
-
-impl Swizzle {
-    pub const ALL: [Swizzle; 4] = [Swizzle::None, Swizzle::Bytes32, Swizzle::Bytes64, Swizzle::Bytes128];
-
-    /// Bytes of its rows; of a row of 16-byte chunks where there is none.
-    pub fn width(self) -> usize {
-        16 << self as usize
-    }
-
-    /// As a matrix descriptor of wgmma says it.
-    pub fn in_descriptor(self) -> u32 {
-        [0, 3, 2, 1][self as usize]
-    }
-}
-
-/// A matrix of bf16 in device memory, and the box that one copy moves: columns, rows.
-pub struct Tensor {
-    pub address: u64,
-    pub rows: usize,
-    pub columns: usize,
-    pub of_box: [u32; 2],
-    pub swizzle: Swizzle,
-}
-
-type Encode = unsafe extern "C" fn(
-    *mut c_void,
-    u32,
-    u32,
-    *mut c_void,
-    *const u64,
-    *const u64,
-    *const u32,
-    *const u32,
-    u32,
-    u32,
-    u32,
-    u32,
-    *mut c_char,
-    usize,
-) -> c_int;
 
 pub struct Case {
     simulator: Simulator,
@@ -116,35 +67,7 @@ impl Case {
 
     /// The same with `row_bytes` from row to row, or why not.
     pub fn try_map(&mut self, tensor: &Tensor, row_bytes: usize) -> Result<(), String> {
-        const BFLOAT16: u32 = 9;
-        let mut map = Arg([0; 16]);
-        let dims = [tensor.columns as u64, tensor.rows as u64];
-        let (strides, steps) = ([row_bytes as u64], [1, 1]);
-        let mut error = [0u8; 256];
-        // SAFETY: the simulator's runtime is loaded for all to see; abi_hopper.h declares the function so.
-        let failed = unsafe {
-            let encode = Library::this().get::<Encode>(b"sim_encode_tensor_map").unwrap();
-            encode(
-                map.0.as_mut_ptr().cast(),
-                BFLOAT16,
-                2,
-                tensor.address as *mut c_void,
-                dims.as_ptr(),
-                strides.as_ptr(),
-                tensor.of_box.as_ptr(),
-                steps.as_ptr(),
-                0,
-                tensor.swizzle as u32,
-                0,
-                0,
-                error.as_mut_ptr().cast(),
-                error.len(),
-            )
-        };
-        if failed != 0 {
-            return Err(String::from_utf8_lossy(&error).trim_end_matches('\0').to_owned());
-        }
-        self.args.push(map);
+        self.args.push(Arg(self.simulator.encode_tensor_map(tensor, row_bytes)?));
         Ok(())
     }
 

@@ -3,7 +3,6 @@
 
 mod case;
 mod layouts;
-mod matmul;
 mod pipeline;
 mod product;
 mod tables;

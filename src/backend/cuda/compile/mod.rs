@@ -18,7 +18,7 @@ pub use nvrtc::{Compiled, Nvrtc};
 pub use report::{Usage, usages};
 pub use store::{Found, Store, write_whole};
 
-use super::kernel::{FAMILIES, HEADERS, ModuleSpec};
+use super::kernel::{FAMILIES, HEADERS, ModuleSpec, families};
 use crate::backend::{Error, Result};
 
 /// An architecture that kernels are compiled for.
@@ -157,8 +157,8 @@ impl Compiler {
     /// the model are not known here; where they were not compiled ahead of time, it takes NVRTC all the same.
     pub fn check(&self) -> Result<()> {
         let Some(store) = &self.precompiled else { return Nvrtc::load().map(drop) };
-        let mut sizeless = FAMILIES.iter().filter(|family| family.constants.is_empty());
-        if sizeless.all(|&family| store.path(&file_name(&ModuleSpec::new(family, &[]), self.arch)).is_file()) {
+        let mut sizeless = families(self.arch).filter(|family| family.constants.is_empty());
+        if sizeless.all(|family| store.path(&file_name(&ModuleSpec::new(family, &[]), self.arch)).is_file()) {
             return Ok(());
         }
         Nvrtc::load().map(drop).map_err(|error| match error {
@@ -257,7 +257,7 @@ mod tests {
     fn kernels_compiled_ahead_of_time_do_without_a_compiler() {
         let dir = tempfile::tempdir().unwrap();
         let compiler = Compiler::new(Arch::Sm90a, Some(dir.path().to_owned()), None);
-        for family in FAMILIES.iter().filter(|family| family.constants.is_empty()) {
+        for family in families(Arch::Sm90a).filter(|family| family.constants.is_empty()) {
             match (compiler.check(), Nvrtc::load()) {
                 (Ok(()), Ok(_)) => {}
                 (Err(error), Err(_)) => {

@@ -13,6 +13,7 @@ use crate::backend::{AdamW, Error, Result, Span, UpdateSpan};
 pub static FAMILY: Family = Family {
     name: "adamw",
     source: include_str!("../../../../kernels/adamw.cu"),
+    only: None,
     constants: &[],
     kernels: &[
         Kernel {

@@ -22,6 +22,7 @@ const THREADS: u32 = 128;
 pub static FAMILY: Family = Family {
     name: "attention_forward",
     source: include_str!("../../../../kernels/attention_forward.cu"),
+    only: None,
     constants: &[("HEAD_SIZE", &HEAD_SIZES)],
     kernels: &[Kernel {
         name: "attention_forward",
@@ -36,6 +37,7 @@ pub static FAMILY: Family = Family {
 pub static BACKWARD: Family = Family {
     name: "attention_backward",
     source: include_str!("../../../../kernels/attention_backward.cu"),
+    only: None,
     constants: &[("HEAD_SIZE", &HEAD_SIZES)],
     kernels: &[
         Kernel {

@@ -12,6 +12,7 @@ use crate::backend::{Dropout, Error, Into, Linear, LossGrads, Result, Rows, Span
 pub static FAMILY: Family = Family {
     name: "classifier",
     source: include_str!("../../../../kernels/classifier.cu"),
+    only: None,
     constants: &[],
     kernels: &[
         Kernel {

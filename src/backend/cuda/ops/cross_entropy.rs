@@ -14,6 +14,7 @@ use crate::backend::{Error, LossGrads, Result, Rows, VocabProjection};
 pub static FAMILY: Family = Family {
     name: "cross_entropy",
     source: include_str!("../../../../kernels/cross_entropy.cu"),
+    only: None,
     constants: &[("VOCAB", &[30_522, 28_996, 119_547])],
     kernels: &[
         Kernel {

@@ -14,6 +14,7 @@ use crate::backend::{Dropout, Embedding, Error, Result, Rows, Span};
 pub static FAMILY: Family = Family {
     name: "embedding",
     source: include_str!("../../../../kernels/embedding.cu"),
+    only: None,
     constants: &[("WIDTH", &[768, 384])],
     kernels: &[
         Kernel {

@@ -12,6 +12,7 @@ use crate::backend::{Result, Span};
 pub static FAMILY: Family = Family {
     name: "gelu",
     source: include_str!("../../../../kernels/gelu.cu"),
+    only: None,
     constants: &[("WIDTH", &[768, 384, 3072])],
     kernels: &[
         Kernel {

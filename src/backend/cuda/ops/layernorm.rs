@@ -13,6 +13,7 @@ use crate::backend::{Dropout, Error, Norm, Result, Span};
 pub static FAMILY: Family = Family {
     name: "layernorm",
     source: include_str!("../../../../kernels/layernorm.cu"),
+    only: None,
     constants: &[("WIDTH", &[768, 384])],
     kernels: &[
         Kernel {

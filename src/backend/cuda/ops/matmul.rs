@@ -14,6 +14,7 @@ use crate::backend::Result;
 pub static FAMILY: Family = Family {
     name: "matmul",
     source: include_str!("../../../../kernels/matmul.cu"),
+    only: None,
     constants: &[],
     kernels: &[
         large("matmul_nt_bias", "y = x Wᵀ + b"),
@@ -162,12 +163,6 @@ where
     }
 }
 
-/// The last arguments of every product.
-fn sizes(product: &Product) -> [Arg; 4] {
-    let [inputs, outputs, lead] = [product.inputs, product.outputs, product.lead()].map(|size| Arg::U32(size as u32));
-    [inputs, outputs, lead, Arg::Rows(product.rows)]
-}
-
 /// Launches a kernel that has a block for each tile of [capacity, cols].
 fn launch<D: Device>(
     be: &CudaBackend<D>, product: &Product, tile: Tile, cols: usize, kernel: &str, operands: &[Arg],
@@ -175,7 +170,7 @@ fn launch<D: Device>(
 where
     D::Buffer: 'static,
 {
-    let args = [operands, &sizes(product)].concat();
+    let args = [operands, &product.sizes()].concat();
     be.launch(&FAMILY, &[], kernel, [tile.blocks(product.capacity(), cols), 1, 1], SHARED_BYTES, &args)
 }
 
@@ -192,7 +187,7 @@ where
         let operands = [Arg::Read(d_y), Arg::Read(weight), Arg::Write(d_x)];
         return launch(be, product, Tile::Small, product.inputs, "matmul_nn_small", &operands);
     }
-    let [inputs, outputs, lead, live] = sizes(product);
+    let [inputs, outputs, lead, live] = product.sizes();
     let size = product.capacity() * product.inputs;
     let scratch = be.scratch(Scratch::Splits, splits * size * size_of::<f32>())?;
     let count = Arg::U32(splits as u32);
@@ -209,7 +204,7 @@ fn weight_gradient<D: Device>(
 where
     D::Buffer: 'static,
 {
-    let [inputs, outputs, lead, rows] = sizes(product);
+    let [inputs, outputs, lead, rows] = product.sizes();
     let tiles = Tile::Large.blocks(product.outputs, product.inputs);
     let splits = parts(tiles, product.capacity());
     if splits == 1 {

@@ -11,8 +11,8 @@ pub mod layernorm;
 mod library;
 pub mod linear;
 pub mod matmul;
-mod matmul_hopper;
-pub(super) mod product;
+pub mod matmul_hopper;
+pub mod product;
 pub mod rows;
 
 use super::CudaBackend;

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::super::choice::{Kind, Question, Way};
-use super::super::device::{Device, Features, LiveRows, Region};
+use super::super::device::{Arg, Device, Features, LiveRows, Region};
 use super::super::{CudaBackend, Scratch};
 use super::{library, matmul, matmul_hopper};
 use crate::backend::Result;
 
 /// A layer's sizes, and the rows at hand.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::backend::cuda) struct Product {
+pub struct Product {
     /// Columns of x; a multiple of 64.
     pub inputs: usize,
     /// Columns of y.
@@ -29,11 +29,17 @@ impl Product {
     pub fn lead(&self) -> usize {
         self.outputs.next_multiple_of(64)
     }
+
+    /// The last arguments of every kernel: inputs, outputs, lead, rows.
+    pub(super) fn sizes(&self) -> [Arg; 4] {
+        let [inputs, outputs, lead] = [self.inputs, self.outputs, self.lead()].map(|size| Arg::U32(size as u32));
+        [inputs, outputs, lead, Arg::Rows(self.rows)]
+    }
 }
 
 /// A layer's bias. [outputs]
 #[derive(Debug, Clone, Copy)]
-pub(in crate::backend::cuda) struct Bias {
+pub struct Bias {
     /// f32
     pub exact: Region,
     /// bf16, all that cuBLASLt takes
@@ -42,7 +48,7 @@ pub(in crate::backend::cuda) struct Bias {
 
 /// Where sums go, bf16.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::backend::cuda) enum Onto {
+pub enum Onto {
     /// They are written.
     Write(Region),
     /// They are added.
@@ -52,7 +58,7 @@ pub(in crate::backend::cuda) enum Onto {
 /// What is to be computed. x, d_x, pre and d_pre are [R, inputs], y and d_y [R, outputs] with rows [`Product::lead`] apart,
 /// all bf16; but `pre` of [`Task::BiasGelu`] is like y.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::backend::cuda) enum Task {
+pub enum Task {
     /// y = x Wᵀ + b, and zeros behind the last output.
     Bias { x: Region, weight: Region, bias: Bias, y: Region },
     /// pre = x Wᵀ + b;  y = gelu(pre)
@@ -92,7 +98,7 @@ impl Task {
 }
 
 /// Computes a product, in the way that was found to be the quickest, or is asked for.
-pub(in crate::backend::cuda) fn run<D: Device>(be: &CudaBackend<D>, product: &Product, task: &Task) -> Result<()>
+pub fn run<D: Device>(be: &CudaBackend<D>, product: &Product, task: &Task) -> Result<()>
 where
     D::Buffer: 'static,
 {
@@ -129,7 +135,7 @@ where
 {
     let Features { wgmma, library: has_library, .. } = be.device().features();
     let mut ways = vec![Way::Mma];
-    if wgmma && matmul_hopper::computes(product, task) {
+    if wgmma {
         ways.push(Way::Wgmma);
     }
     if has_library.is_some() {

@@ -12,6 +12,7 @@ use crate::backend::{Error, Pick, Result, Rows};
 pub static FAMILY: Family = Family {
     name: "rows",
     source: include_str!("../../../../kernels/rows.cu"),
+    only: None,
     constants: &[],
     kernels: &[
         Kernel {
