@@ -168,7 +168,7 @@ fn train_saves_what_it_works_on_and_takes_a_token_set() {
     let dir = tempfile::tempdir().unwrap();
     let corpus = support::training::corpus(60, 3);
     let (set, save) = (corpus.set.dir().to_str().unwrap(), dir.path().to_str().unwrap());
-    let bench = case.json(&["train", "--steps", "2", "--no-ops", "--data", set, "--save", save]);
+    let bench = case.json(&["train", "--steps", "2", "--no-ops", "--data", set, "--batches", "5", "--save", save]);
     assert_eq!(bench["data"], json!(set));
     let config = Config::read(&dir.path().join("config.json")).unwrap();
     assert_eq!((config.vocab_size, config.n_layers), (700, 2));
@@ -180,6 +180,7 @@ fn train_saves_what_it_works_on_and_takes_a_token_set() {
         assert_eq!(tensor.dtype(), safetensors::Dtype::I32);
         tensor.data().chunks_exact(4).map(|bytes| i32::from_le_bytes(bytes.try_into().unwrap())).collect()
     };
+    assert_eq!(saved.names().iter().filter(|name| name.starts_with("ids.")).count(), 5);
     // One step warms up; the first that is timed works on the second batch.
     let (ids, ends) = (read("ids.1"), read("cu_seqlens.1"));
     assert_eq!(bench["batch"]["tokens"], json!(ids.len()));
@@ -190,6 +191,7 @@ fn train_saves_what_it_works_on_and_takes_a_token_set() {
     let mask = corpus.tokenizer.special().mask as i32;
     assert!(rows.iter().any(|&row| ids[row as usize] == mask));
     case.refused(&["train", "--device", "cpu", "--data", "no such set"], &["no such set"]);
+    case.refused(&["train", "--device", "cpu", "--batches", "5"], &["--data"]);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 """Training steps of DistilBertForMaskedLM in PyTorch and transformers on a GPU: the peer of `handbert bench train`.
 
     handbert bench train --data SET --save SAME --json > ours.json
-    python benches/peers/train_gpu.py SAME [--ours ours.json] [--steps 20] [--variants sdpa,compile,...] [--json]
+    python benches/peers/train_gpu.py SAME [--ours ours.json] [--steps 20] [--variants sdpa,compile,...] [--json FILE]
 
 Starts from the weights in SAME/model.safetensors and works on SAME/batches.safetensors, batch after batch in turn: the same
-tokens, masks and targets. bf16 autocast over f32 weights, dropout as in the config, gradients clipped to 1, fused AdamW. A
-second is a second of real tokens: padding is not counted.
+tokens, masks and targets. bf16 autocast over f32 weights, dropout as in the config, gradients clipped to 1, fused AdamW. Tokens
+are real ones: padding is not counted. The first five steps are not timed: a compiled model is compiled in them.
 
     eager           padded to the longest sequence of the batch, attention written out
     sdpa            padded, scaled_dot_product_attention
@@ -125,20 +125,17 @@ class Packed(torch.nn.Module):
 
 
 def packed(batch, capacity):
-    """Filled up to fixed counts, so that shapes stay the same: rows of a last sequence that nothing asks about."""
-    tokens, masked = capacity
+    """Filled up to fixed counts, so that shapes stay the same: rows of last sequences that nothing asks about."""
+    tokens, masked, longest = capacity
     ids, ends = batch["ids"], batch["ends"]
-    more = tokens - len(ids)
-    lengths = ends[1:] - ends[:-1]
-    if more:
-        ids, ends = F.pad(ids, (0, more)), F.pad(ends, (0, 1), value=tokens)
-        lengths = F.pad(lengths, (0, 1), value=more)
-    starts = torch.repeat_interleave(ends[:-1], lengths)
+    filled = torch.arange(len(ids) + longest, tokens + longest, longest, device=ids.device).clamp(max=tokens)
+    ids, ends = F.pad(ids, (0, tokens - len(ids))), torch.cat([ends, filled])
+    starts = torch.repeat_interleave(ends[:-1], ends[1:] - ends[:-1])
     return {
         "ids": ids,
         "positions": torch.arange(tokens, device=ids.device) - starts,
         "ends": ends.int(),
-        "most": int(lengths.max()),
+        "most": longest,
         "rows": F.pad(batch["rows"], (0, masked - len(batch["rows"]))),
         "targets": F.pad(batch["targets"], (0, masked - len(batch["targets"])), value=IGNORED),
     }
@@ -159,6 +156,7 @@ class Variant:
         self.model = model.to(device).train()
         fused = device.type == "cuda"
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=5e-5, weight_decay=0.0, fused=fused)
+        self.max_norm = 1.0
         self.call = self.model
         if self.is_packed:
             self.call = Packed(self.model, device)
@@ -169,7 +167,9 @@ class Variant:
     def prepare(self, batches, parts):
         """What each step goes through: its inputs, and the targets of all of them."""
         if self.is_packed:
-            capacity = max(len(b["ids"]) for b in batches) + 64, -(-max(len(b["rows"]) for b in batches) // 64) * 64
+            most = [max(len(b[name]) for b in batches) for name in ("ids", "rows")]
+            longest = max(int((b["ends"][1:] - b["ends"][:-1]).max()) for b in batches)
+            capacity = most[0] + 64, -(-most[1] // 64) * 64, longest
             return [([packed(b, capacity)], len(b["rows"])) for b in batches]
         by_length = self.name == "sorted"
         parts = max(parts, 8) if by_length else parts
@@ -193,7 +193,7 @@ class Variant:
                     loss = self.call(**part).loss * wanted / targets
             loss.backward()
             total = total + loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total
@@ -264,7 +264,7 @@ def main():
     parser.add_argument("--ours", help="the JSON that it printed")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--warm-up", type=int, default=3)
+    parser.add_argument("--warm-up", type=int, default=5)
     parser.add_argument("--dropout", type=float, help="instead of the config's")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--json", help="a file for every figure")

@@ -33,6 +33,8 @@ const CPU_WARM_UP: usize = 1;
 const GPU_STEPS: usize = 50;
 /// Timed on a CPU, where it takes seconds.
 const CPU_STEPS: usize = 5;
+/// Of a token set; each is kept in the host's memory.
+const REAL_BATCHES: usize = 32;
 
 #[derive(Debug, clap::Args)]
 pub struct PassArgs {
@@ -56,6 +58,9 @@ pub struct TrainArgs {
     /// Batches of this token set, packed and masked as `train mlm` does, instead of random ones
     #[arg(long, value_name = "SET", conflicts_with = "lengths")]
     data: Option<PathBuf>,
+    /// With --data: how many batches, the first that `train mlm` would make, take turns
+    #[arg(long, value_name = "N", requires = "data", default_value_t = REAL_BATCHES, value_parser = steps())]
+    batches: usize,
     /// Write what the steps start from and work on: a model directory, and batches.safetensors in it
     #[arg(long, value_name = "DIR")]
     save: Option<PathBuf>,
@@ -83,10 +88,10 @@ impl From<LengthsArg> for Lengths {
 }
 
 pub fn train<B: Backend>(be: &B, args: &TrainArgs, common: &Common) -> Result<Outcome> {
-    let TrainArgs { pass: args, data, save } = args;
+    let TrainArgs { pass: args, data, batches: count, save } = args;
     let (config, tokens) = (args.size.config()?, args.size.tokens(be.precision(), CPU_TOKENS));
     let batches = match data {
-        Some(set) => real_batches(set, &config, tokens, common.seed)?,
+        Some(set) => real_batches(set, &config, tokens, *count, common.seed)?,
         None => pass::random_batches(&config, args.lengths.into(), tokens, common.seed),
     };
     let mut run = Run::new(be, args, config, tokens, (Head::Mlm, Mode::Training))?;
@@ -107,10 +112,7 @@ pub fn train<B: Backend>(be: &B, args: &TrainArgs, common: &Common) -> Result<Ou
     Ok(outcome(&measured))
 }
 
-/// Batches that take turns; each is kept in the host's memory.
-const REAL_BATCHES: usize = 32;
-
-fn real_batches(set: &Path, config: &Config, tokens: usize, seed: u64) -> Result<Vec<MicroBatch>> {
+fn real_batches(set: &Path, config: &Config, tokens: usize, count: usize, seed: u64) -> Result<Vec<MicroBatch>> {
     let set = TokenSet::open(set)?;
     let entries = set.tokenizer()?.vocab_size();
     if entries > config.vocab_size {
@@ -119,7 +121,7 @@ fn real_batches(set: &Path, config: &Config, tokens: usize, seed: u64) -> Result
     let max_length = DEFAULT_MAX_LENGTH.min(config.max_position_embeddings);
     let batching = Batching { batch_tokens: tokens, max_length, ..Batching::default() };
     batching.check(config)?;
-    Ok(pass::real_batches(&set, &batching, REAL_BATCHES, seed)?)
+    Ok(pass::real_batches(&set, &batching, count, seed)?)
 }
 
 pub fn predict<B: Backend>(be: &B, args: &PassArgs, common: &Common) -> Result<Outcome> {
