@@ -38,9 +38,9 @@ PLAN='
 05-bench-train         30
 05-bench-predict       12
 06-peer-sdpa           20
-06-peer-compile        35
+06-peer-compile        38
 06-peer-packed         20
-06-peer-packed-compile 35
+06-peer-packed-compile 39
 06-peer-eager          20
 06-peer-kernels        20
 07-train-mlm           40
@@ -126,8 +126,8 @@ needs() {
 perform() {
     local began=$SECONDS left
     STEP=$1
-    LIMIT=$(($2 * ALL / 600))
     wanted "$STEP" || return
+    LIMIT=$(share "$2")
     REST=$((REST - LIMIT))
     left=$((END - SECONDS))
     local most=$((left - REST))
@@ -135,12 +135,15 @@ perform() {
     [ "$most" -ge "$LIMIT" ] || most=$((LIMIT < left ? LIMIT : left))
     LIMIT=$most CODE=1 FIGURE=
     if [ "$LIMIT" -lt 3 ]; then
-        skip "no time is left"
+        skip "too little time is left for it"
     else
         "step_$(echo "${STEP#*-}" | tr - _)"
     fi
     say "$STEP" "$CODE" "$((SECONDS - began))" "$FIGURE"
 }
+
+# share BUDGET: of the seconds that there are.
+share() { echo $(($1 * ALL < 1800 ? 3 : $1 * ALL / 600)); }
 
 wanted() { echo "$1" | grep -Eq -- "$ONLY"; }
 
@@ -221,19 +224,17 @@ step_synccheck() { sanitized synccheck; }
 
 # Postings to label, and a token set with labels where none was given.
 step_data() {
+    local origin=
     run txt "$BINARY" synth --rows 20000 --out "$WORK/postings.jsonl" || return
-    LABELLED=$SET
     if [ -z "$SET" ]; then
         run txt "$BINARY" tokenize "$WORK/postings.jsonl" --out "$WORK/set" --label-column label --train-vocab 8192 || return
-        SET=$WORK/set LABELLED=$WORK/set
-        FIGURE="synthetic postings: $FIGURE"
+        SET=$WORK/set LABELLED=$WORK/set origin="synthetic "
     elif ! grep -q '"label_column": *"' "$SET/meta.json"; then
         run txt "$BINARY" tokenize "$WORK/postings.jsonl" --out "$WORK/labelled" --label-column label --tokenizer "$SET" || return
         LABELLED=$WORK/labelled
-        FIGURE="$SET has no labels; the classifier learns those of synthetic postings"
-    else
-        FIGURE="$(number "$SET/meta.json" samples) postings, $(number "$SET/meta.json" tokens) tokens, with labels"
+        origin="without labels, so the classifier's are synthetic: "
     fi
+    FIGURE="$origin$(number "$SET/meta.json" samples) postings, $(number "$SET/meta.json" tokens) tokens"
 }
 
 # A run of `train mlm` without dropout, and PyTorch's from the same weights over the same batches.
@@ -303,7 +304,10 @@ step_peer_compile() { peer compile; }
 step_peer_packed() { peer packed; }
 step_peer_packed_compile() { peer packed-compile; }
 step_peer_eager() { peer eager; }
-step_peer_kernels() { torch kernels_gpu.py --tokens "$TOKENS"; }
+step_peer_kernels() {
+    torch kernels_gpu.py --tokens "$TOKENS"
+    [ "$CODE" != 0 ] || FIGURE=$(grep -m 2 -E '^(copy|square product)' "$OUT/$STEP.txt" | tr -s ' \n' ' ')
+}
 
 # A run for three quarters of its time, by the pace of 05-bench-train.
 step_train_mlm() {
@@ -375,7 +379,7 @@ main() {
     ARCH=$(architecture) LABELLED=$SET REST=0
     printf '%-24s %5s %8s  %s\n' step exit seconds figure >"$SUMMARY"
     while read -r step budget; do
-        [ -n "$step" ] && wanted "$step" && REST=$((REST + budget * ALL / 600))
+        [ -n "$step" ] && wanted "$step" && REST=$((REST + $(share "$budget")))
     done <<<"$PLAN"
     while read -r step budget <&3; do
         [ -z "$step" ] || perform "$step" "$budget"
