@@ -4,8 +4,8 @@
 #     benches/gpu.sh BINARY OUTDIR [TOKENSET] [MODELCONFIG]
 #
 # BINARY is `handbert`, TOKENSET a token set, of real postings with labels (without one, synthetic postings are tokenized),
-# MODELCONFIG a config.json (without one, recipes/base.json). Each step leaves OUTDIR/<nn>-<step>.{txt,json,…} and, as it ends, a line in
-# OUTDIR/summary.txt: step, exit code, seconds, key figure. A step that fails stops nothing but those that need what it makes;
+# MODELCONFIG a config.json (without one, recipes/base.json). Each step leaves OUTDIR/<nn>-<step>.{txt,json,…} and, as it
+# ends, a line in OUTDIR/summary.txt: step, exit code, seconds, key figure. A step that fails stops nothing but those that need what it makes;
 # the summary is printed last. Exit code 124 or 137 is a step that ran past its limit, 77 one that was left out, with the reason.
 # The card's clocks, power limit and partitioning stay as they are found.
 #
@@ -80,8 +80,8 @@ export HANDBERT_CACHE=$WORK/cache PYTHON BINARY
 # skip REASON
 skip() { CODE=77 FIGURE="left out: $1"; }
 
-# run EXTENSION COMMAND...: under the limit, stdout to OUT/STEP.EXTENSION, what it says on stderr to OUT/STEP.txt. The figure is the last
-# line that it said; true if it ended with 0.
+# run EXTENSION COMMAND...: under the limit, stdout to OUT/STEP.EXTENSION, what it says on stderr to OUT/STEP.txt. The figure
+# is the last line of that; true if it ended with 0.
 run() {
     local extension=$1 code
     shift
