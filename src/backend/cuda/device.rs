@@ -3,6 +3,8 @@
 //! [`Device`] is implemented for a real GPU in `driver.rs`; tests implement it by a simulator that runs the same
 //! kernels on the CPU. Nothing above this file knows which of the two it has.
 
+use std::fmt;
+
 use super::kernel::{Kernel, ModuleSpec};
 use crate::backend::{Error, Result};
 
@@ -154,7 +156,7 @@ pub struct Features {
     pub wgmma: bool,
     /// Streaming multiprocessors.
     pub multiprocessors: u32,
-    /// The vendor's library of products and its version, as in `cuBLASLt 13.1`.
+    /// The vendor's library of products and its version, as in `cuBLASLt 13.1.0`.
     pub library: Option<String>,
 }
 
@@ -210,6 +212,100 @@ pub struct Gemm {
     pub d: Rectangle,
     /// What becomes of the sums.
     pub sums: Sums,
+}
+
+/// One of the matrices of a [`Gemm`], as it lies in memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand {
+    /// `a`, `b` or `d`.
+    pub name: &'static str,
+    /// Its memory.
+    pub at: Rectangle,
+    /// Its rows and columns.
+    pub size: [usize; 2],
+    /// Bytes of an element.
+    pub element: usize,
+}
+
+impl Operand {
+    /// Row `row` of it. It must lie within its region, as [`Gemm::check`] finds.
+    pub fn row(&self, row: usize) -> Region {
+        self.at.region.part(row * self.at.lead * self.element, self.size[1] * self.element)
+    }
+}
+
+impl Gemm {
+    /// Where each matrix of a product begins: at a multiple of so many bytes.
+    pub const ALIGNMENT: usize = 16;
+
+    /// A, B and D.
+    pub fn operands(&self) -> [Operand; 3] {
+        let (rows, cols, depth) = (self.rows, self.cols, self.depth);
+        let (a, b) = match self.form {
+            Form::Nt => ([rows, depth], [cols, depth]),
+            Form::Nn => ([rows, depth], [depth, cols]),
+            Form::Tn => ([depth, rows], [depth, cols]),
+        };
+        let wide = if self.sums == Sums::AddToF32 { size_of::<f32>() } else { 2 };
+        [
+            Operand { name: "a", at: self.a, size: a, element: 2 },
+            Operand { name: "b", at: self.b, size: b, element: 2 },
+            Operand { name: "d", at: self.d, size: [rows, cols], element: wide },
+        ]
+    }
+
+    /// Whether D has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.rows == 0 || self.cols == 0
+    }
+
+    /// That each matrix lies within its region, rows beside each other, and begins where the library wants it to; that the
+    /// bias does too, and D is apart from what it is computed of.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, by name.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        let mut read = Vec::new();
+        for Operand { name, at: Rectangle { region, lead }, size: [rows, cols], element } in self.operands() {
+            let needed = if rows * cols == 0 { 0 } else { ((rows - 1) * lead + cols) * element };
+            if lead < cols || needed > region.bytes {
+                let has = region.bytes;
+                return Err(format!("{name} is [{rows}, {cols}], {lead} from row to row, in a region of {has} bytes"));
+            }
+            read.push((name, region));
+        }
+        let (_, written) = read.pop().expect("D is the last");
+        if let Sums::WriteWithBias(bias) = self.sums {
+            if bias.bytes != self.cols * 2 {
+                return Err(format!("the bias has {} bytes, for {} columns", bias.bytes, self.cols));
+            }
+            read.push(("the bias", bias));
+        }
+        for (name, region) in read.into_iter().chain([("d", written)]) {
+            if !region.address.is_multiple_of(Gemm::ALIGNMENT as u64) {
+                return Err(format!("{name} begins at {:#x}, no multiple of {}", region.address, Gemm::ALIGNMENT));
+            }
+            let begins_before = |a: Region, b: Region| a.address < b.address + b.bytes as u64;
+            if name != "d" && begins_before(region, written) && begins_before(written, region) {
+                return Err(format!("d overlaps {name}"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Gemm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Gemm { form, rows, cols, depth, .. } = self;
+        let sums = match self.sums {
+            Sums::Write => "written",
+            Sums::WriteWithBias(_) => "written with a bias",
+            Sums::Add => "added to bf16",
+            Sums::AddToF32 => "added to f32",
+        };
+        write!(f, "product {form:?} [{rows}, {cols}], depth {depth}, {sums}")
+    }
 }
 
 /// A way of the library to compute a product: its own description, good for this product, device and version alone.

@@ -20,6 +20,7 @@ use pinned::Pool;
 pub use recording::Recording;
 
 use super::compile::{Arch, Compiler};
+use super::cublaslt::CublasLt;
 use super::device::{Device, Features, Gemm, GemmWay, Launch, Region};
 use super::kernel::ModuleSpec;
 use crate::backend::{Error, Result};
@@ -40,8 +41,16 @@ pub struct Gpu {
     pinned: Pool,
     name: String,
     features: Features,
+    library: Option<Library>,
     /// Bytes of shared memory that a block may ask for.
     shared_limit: u32,
+}
+
+/// cuBLASLt and what it works in.
+#[derive(Debug)]
+struct Library {
+    cublaslt: CublasLt,
+    workspace: GpuBuffer,
 }
 
 /// Device memory; given back to the stream's pool when dropped.
@@ -86,7 +95,21 @@ impl Gpu {
         let multiprocessors = context.attribute(multiprocessors).map_err(no_device)? as u32;
         let features = Features { wgmma: arch == Arch::Sm90a, multiprocessors, library: None };
         let compiler = Compiler::from_environment(arch);
-        Ok(Gpu { pinned: Pool::new(&context), context, stream, compiler, name, features, shared_limit })
+        let pinned = Pool::new(&context);
+        let mut gpu = Gpu { pinned, context, stream, compiler, name, features, library: None, shared_limit };
+        gpu.find_library()?;
+        Ok(gpu)
+    }
+
+    /// Starts cuBLASLt, where it is there.
+    fn find_library(&mut self) -> Result<()> {
+        self.bind()?;
+        if let Some(cublaslt) = CublasLt::find() {
+            self.features.library = Some(cublaslt.name());
+            let workspace = self.alloc(workspace_bytes(self.compiler.arch()), "cuBLASLt to work in")?;
+            self.library = Some(Library { cublaslt, workspace });
+        }
+        Ok(())
     }
 
     /// That there are kernels for it, or a compiler to make them.
@@ -281,12 +304,35 @@ impl Device for Gpu {
             .map_err(|error| launch.error(error.to_string()))
     }
 
-    fn gemm_ways(&self, _: &Gemm) -> Result<Vec<GemmWay>> {
-        Ok(Vec::new())
+    fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>> {
+        self.bind()?;
+        match &self.library {
+            Some(Library { cublaslt, workspace }) => cublaslt.ways(gemm, workspace.bytes),
+            None => Ok(Vec::new()),
+        }
     }
 
-    fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
-        unreachable!("there is no way")
+    fn gemm(&self, gemm: &Gemm, way: &GemmWay) -> Result<()> {
+        self.bind()?;
+        let Some(Library { cublaslt, workspace }) = &self.library else {
+            let (what, why) = (format!("{}: {gemm}", self.name), "cuBLASLt is not there".into());
+            return Err(Error::Gpu { what, why, advice: "--matmul own does without it".into() });
+        };
+        // SAFETY: the library was found in this context, which the stream is of. The workspace is as long as gemm_ways says,
+        // and everything runs on this one stream.
+        unsafe { cublaslt.run(gemm, way, self.region(workspace), self.stream.cu_stream()) }
+    }
+}
+
+/// At least what the cuBLAS manual recommends for such a GPU ("cublasSetWorkspace()").
+fn workspace_bytes(arch: Arch) -> usize {
+    if arch < Arch::Sm90a { 4 << 20 } else { 32 << 20 }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // cuBLASLt is given back to the context that the thread is bound to. A context that is lost has nothing to give back.
+        let _ = self.context.bind_to_thread();
     }
 }
 

@@ -3,7 +3,7 @@
 //! In reading order: [`device`] (what stands between us and a GPU), [`kernel`] (which kernels there are), [`memory`] and
 //! [`batch`] (what ops work on), this file (how an op is launched), then [`ops`], one file of launchers for each file of
 //! kernels. [`choice`] says which of several ways computes a product. [`compile`] makes machine code of the kernels, [`driver`]
-//! is the GPU itself.
+//! is the GPU itself, [`cublaslt`] NVIDIA's library of matrix products.
 //!
 //! Kernels see capacities when they are launched and counts when they run: how many rows are live, the number of the
 //! pass, the scale of the loss lie in device memory (the head), where `upload` puts them. So a launch is the same for
@@ -12,6 +12,7 @@
 pub mod batch;
 pub mod choice;
 pub mod compile;
+pub mod cublaslt;
 pub mod device;
 pub mod driver;
 pub mod kernel;
