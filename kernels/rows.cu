@@ -1,4 +1,4 @@
-// rows.cu: rows picked out of the packed batch and put back; the second half of sums over rows.
+// rows.cu: rows picked out of the packed batch and put back; rows that are not live, cleared; the second half of sums over rows.
 //
 // gather_rows: y[i] = x[picked[i]];  scatter_rows: d_x = 0, and d_x[picked[i]] = d_y[i]
 //   x, d_x [N, cols], y, d_y [M or B, cols] bf16, cols a multiple of 8    picked [M or B] u32, never falling
@@ -7,6 +7,12 @@
 // gather_rows: a warp per pick. Bytes: 4 M cols; at M = 9,830, C = 768 30 MB, 6.3 us at 4.8 TB/s. Expected: 10 us.
 // scatter_rows: a block per 32 rows of d_x finds the picks among them by a search over `picked`, so that each row of d_x is
 //   written once, by one launch. Bytes: 2 N cols + 2 M cols; 116 MB, 24 us. Expected: 85 % of that bandwidth.
+//
+// zero_dead_rows: matrix[r] = 0 for the rows r from the live ones to the capacity, before a product that sums over all of
+//   them. It is the only kernel that touches such rows.
+//   matrix [R, cols] bf16, cols a multiple of 8
+// A fixed grid: how many rows there are to clear is not known when it is launched. Bytes: 2 cols for each; where 1 % of
+// N = 65,536 rows are not live, C = 768, 1 MB. Expected: the time of a launch, 3 us.
 //
 // add_partials: into[c] += Σ_p partials[p][c], p < ceil(R / rows_per_partial): what the blocks of another kernel left
 // add_norm_partials: the same for a LayerNorm's kernels, whose partials are [P, kinds, cols]: kind 0 to d_gamma,
@@ -91,6 +97,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         copy_row(d_x + (first + r) * static_cast<u64>(cols), pick == NONE ? nullptr : d_y + pick * static_cast<u64>(cols),
                  cols);
     }
+}
+
+// ---- Rows that are not live --------------------------------------------------------------------------------------------
+
+extern "C" __global__ void __launch_bounds__(THREADS) zero_dead_rows(bf16* __restrict__ matrix, u32 cols, Rows rows) {
+    const u64 runs_of_row = cols / VEC, end = rows.capacity * runs_of_row, stride = gridDim.x * THREADS;
+    for (u64 i = rows.count() * runs_of_row + blockIdx.x * THREADS + threadIdx.x; i < end; i += stride)
+        reinterpret_cast<Run*>(matrix)[i] = Run{};
 }
 
 // ---- Sums over rows --------------------------------------------------------------------------------------------------

@@ -93,6 +93,10 @@ void sim_free(void* address);
 // The host wrote here. Returns 0, or 1 when it is not inside one allocation.
 int sim_host_written(u64 address, u64 bytes);
 
+// What lies here is good for nothing: it counts as never written, and `kernel` was to write it, as part of `region`. Returns
+// 0, or 1 when it is not inside one allocation.
+int sim_host_promised(u64 address, u64 bytes, const char* kernel, const char* region);
+
 // Whether all of it has been written. Returns 0, or 1 with the first bad byte's address and a text that says who should
 // have written it.
 int sim_check_written(u64 address, u64 bytes, u64* first_bad, char* error, size_t error_bytes);

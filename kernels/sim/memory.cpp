@@ -125,6 +125,14 @@ static void promise(Allocation& allocation, const Region& region, const char* ke
     all.push_back({region.address, region.bytes, kernel, region.name});
 }
 
+extern "C" int sim_host_promised(u64 address, u64 bytes, const char* kernel, const char* region) {
+    Allocation* allocation = find_allocation(address, bytes);
+    if (allocation == nullptr) return 1;
+    mark(*allocation, address, bytes, false);
+    promise(*allocation, {address, bytes, SIM_WRITE, true, region, allocation}, kernel);
+    return 0;
+}
+
 static bool overlap(const Region& a, const Region& b) {
     return a.address < b.address + b.bytes && b.address < a.address + a.bytes;
 }

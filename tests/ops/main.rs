@@ -25,6 +25,7 @@ mod classes;
 mod embedding;
 mod gelu;
 mod layernorm;
+mod library;
 mod linear;
 mod optimizer;
 mod oracle;

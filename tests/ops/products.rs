@@ -39,11 +39,12 @@ impl Machine {
     fn backend(self) -> Option<Backend> {
         let mut device = SimDevice::new(self.seed)?;
         device.multiprocessors = self.multiprocessors;
+        device.library = Some("a library".into());
         Some(CudaBackend::new(device).expect("a backend").choosing(Choices::first(self.origin)))
     }
 }
 
-const WAYS: [Origin; 2] = [Origin::Mma, Origin::Wgmma];
+const WAYS: [Origin; 3] = [Origin::Mma, Origin::Wgmma, Origin::Library];
 
 /// A layer and what goes through it; all but `bias` and `d_weight` as bf16 holds it.
 struct Case {

@@ -1,5 +1,8 @@
 //! The simulated GPU as the CUDA backend's device: every launch of the backend runs its kernel on the CPU, checked.
 
+#[path = "sim_device/library.rs"]
+mod library;
+
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +36,8 @@ pub struct SimDevice {
     pub multiprocessors: u32,
     /// Decides the order of blocks and threads of the next launch: no two have the same.
     next_seed: AtomicU64,
+    /// The library of products that tests say it has; none at first.
+    pub library: Option<String>,
     /// What is being recorded.
     recording: Mutex<Option<Vec<Call>>>,
 }
@@ -43,6 +48,7 @@ pub enum Call {
     Launch { module: Arc<Module>, kernel: &'static Kernel, grid: [u32; 3], block: Block, args: Vec<Arg> },
     Fill { to: Region, byte: u8 },
     Copy { from: Region, to: Region },
+    Gemm { gemm: Gemm, way: GemmWay },
 }
 
 impl SimDevice {
@@ -51,7 +57,7 @@ impl SimDevice {
         let simulator = Simulator::new(seed)?.into();
         // Sequences of seeds that begin a small number apart must not meet.
         let next_seed = AtomicU64::new(seed << 32);
-        Some(SimDevice { simulator, multiprocessors: 3, next_seed, recording: Mutex::default() })
+        Some(SimDevice { simulator, multiprocessors: 3, next_seed, library: None, recording: Mutex::default() })
     }
 
     /// For one launch.
@@ -138,7 +144,7 @@ impl Device for SimDevice {
     }
 
     fn features(&self) -> Features {
-        Features { wgmma: true, multiprocessors: self.multiprocessors, library: None }
+        Features { wgmma: true, multiprocessors: self.multiprocessors, library: self.library.clone() }
     }
 
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<SimBuffer> {
@@ -194,6 +200,7 @@ impl Device for SimDevice {
             }
             Call::Fill { to, byte } => self.fill(*to, *byte),
             Call::Copy { from, to } => self.copy(*from, *to),
+            Call::Gemm { gemm, way } => self.gemm(gemm, way),
         })
     }
 
@@ -235,11 +242,22 @@ impl Device for SimDevice {
         self.run(module, launch)
     }
 
-    fn gemm_ways(&self, _: &Gemm) -> Result<Vec<GemmWay>> {
-        Ok(Vec::new())
+    fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>> {
+        self.refuse_in_recording("gemm_ways")?;
+        gemm.check().map_err(|why| error(&gemm.to_string(), why))?;
+        Ok(if self.library.is_some() { library::ways(gemm) } else { Vec::new() })
     }
 
-    fn gemm(&self, _: &Gemm, _: &GemmWay) -> Result<()> {
-        unreachable!("there is no way")
+    fn gemm(&self, gemm: &Gemm, way: &GemmWay) -> Result<()> {
+        let wrong = |why: String| error(&gemm.to_string(), why);
+        gemm.check().map_err(wrong)?;
+        if self.library.is_none() || !library::ways(gemm).contains(way) {
+            return Err(wrong("in a way that was not offered for it".into()));
+        }
+        if let Some(calls) = &mut *self.recording() {
+            calls.push(Call::Gemm { gemm: *gemm, way: *way });
+            return Ok(());
+        }
+        library::compute(&self.simulator, gemm).map_err(wrong)
     }
 }

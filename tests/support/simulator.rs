@@ -15,7 +15,7 @@
 #![allow(dead_code)] // Each test file uses its part.
 
 #[path = "simulator/build.rs"]
-mod build;
+pub mod build;
 #[path = "simulator/source.rs"]
 mod source;
 #[path = "simulator/tensor_map.rs"]
@@ -157,6 +157,15 @@ impl Simulator {
         // SAFETY: the bytes lie inside one allocation, as was just found, and nothing else refers to it.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len()) }
         Ok(())
+    }
+
+    /// As if these bytes had never been written, for what is good for nothing. Errors say that `kernel` was to write them, as
+    /// part of `region`. An error if that is not all inside one allocation.
+    pub fn promise(&self, address: u64, bytes: usize, kernel: &str, region: &str) -> Result<(), String> {
+        let (kernel, region) = (text(kernel), text(region));
+        // SAFETY: it looks the address up, and copies the texts.
+        let outside = unsafe { (self.runtime.host_promised)(address, bytes as u64, kernel.as_ptr(), region.as_ptr()) };
+        if outside == 0 { Ok(()) } else { Err(format!("{bytes} bytes at {address:#x} are not inside one allocation")) }
     }
 
     /// Device to host. An error where a byte was never written: which, and which kernel was to write it.
@@ -341,6 +350,7 @@ struct Runtime {
     alloc: unsafe extern "C" fn(u64) -> *mut c_void,
     free: unsafe extern "C" fn(*mut c_void),
     host_written: unsafe extern "C" fn(u64, u64) -> i32,
+    host_promised: unsafe extern "C" fn(u64, u64, *const c_char, *const c_char) -> i32,
     check_written: unsafe extern "C" fn(u64, u64, *mut u64, *mut c_char, usize) -> i32,
     launch: unsafe extern "C" fn(*const RawLaunch, *mut c_char, usize) -> i32,
     encode_tensor_map: tensor_map::Encode,
@@ -360,6 +370,7 @@ impl Runtime {
                 alloc: *library.get(b"sim_alloc").expect("sim_alloc"),
                 free: *library.get(b"sim_free").expect("sim_free"),
                 host_written: *library.get(b"sim_host_written").expect("sim_host_written"),
+                host_promised: *library.get(b"sim_host_promised").expect("sim_host_promised"),
                 check_written: *library.get(b"sim_check_written").expect("sim_check_written"),
                 launch: *library.get(b"sim_launch").expect("sim_launch"),
                 encode_tensor_map: *library.get(b"sim_encode_tensor_map").expect("sim_encode_tensor_map"),

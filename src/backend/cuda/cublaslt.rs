@@ -275,7 +275,28 @@ fn preference(workspace_bytes: u64) -> std::result::Result<Kept<sys::cublasLtMat
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::Rectangle;
     use super::*;
+
+    #[test]
+    fn the_library_takes_our_descriptions() {
+        // SAFETY: it only tries to open libraries of known names.
+        if !unsafe { sys::is_culib_present() } {
+            eprintln!("skipped: this machine has no cuBLASLt");
+            return;
+        }
+        // Nothing is computed: it takes no GPU, and there is no memory at these addresses.
+        let at = |address| Rectangle { region: Region::new(address, 1 << 16), lead: 64 };
+        let (a, b, d, bias) = (at(1 << 16), at(2 << 16), at(3 << 16), Region::new(4 << 16, 128));
+        for form in [Form::Nt, Form::Nn, Form::Tn] {
+            for sums in [Sums::Write, Sums::WriteWithBias(bias), Sums::Add, Sums::AddToF32] {
+                let gemm = Gemm { form, rows: 64, cols: 64, depth: 64, a, b, d, sums };
+                gemm.check().unwrap();
+                Described::new(&gemm).unwrap();
+            }
+        }
+        preference(32 << 20).unwrap();
+    }
 
     #[test]
     fn without_the_library_nothing_is_called() {

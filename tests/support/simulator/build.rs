@@ -99,6 +99,18 @@ pub fn module(
     })
 }
 
+/// One C++ file as a shared library that the loader knows by `name`.
+pub fn library(compiler: &Compiler, source: &Path, name: &str) -> Result<PathBuf, String> {
+    let mut key = Key::new(compiler, &RUNTIME_FLAGS);
+    key.text(name);
+    key.files(&[source.to_owned()]);
+    built(name, &key, |_, out| {
+        let mut command = Command::new(&compiler.program);
+        command.args(RUNTIME_FLAGS).arg(format!("-Wl,-soname,{name}")).arg(source).arg("-o").arg(out);
+        run(command)
+    })
+}
+
 /// What stands in the unit beside the source, for one kernel.
 fn entry(kernel: &Signature) -> String {
     let name = &kernel.name;

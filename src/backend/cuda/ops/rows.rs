@@ -1,4 +1,6 @@
-//! kernels/rows.cu: rows picked and put back, partial sums added.
+//! kernels/rows.cu: rows picked and put back, rows that are not live cleared, partial sums added.
+
+use half::bf16;
 
 use super::super::batch::Batch;
 use super::super::device::{Arg, Device, LiveRows, Region};
@@ -30,6 +32,13 @@ pub static FAMILY: Family = Family {
             limits: Limits::registers(40),
         },
         Kernel {
+            name: "zero_dead_rows",
+            computes: "matrix[r] = 0 behind the live rows",
+            threads: 32 * WARPS as u32,
+            shared_bytes: 0,
+            limits: Limits::registers(40),
+        },
+        Kernel {
             name: "add_partials",
             computes: "into[c] += Σ_p partials[p][c]",
             threads: SUM_THREADS as u32,
@@ -54,6 +63,12 @@ const SCATTER_ROWS: usize = 32;
 
 /// For each of them, the pick that it gets.
 const SCATTER_BYTES: usize = SCATTER_ROWS * size_of::<u32>();
+
+/// Blocks that clear rows: few, since there are few such rows, and enough for a matrix of which hardly any row is live.
+const ZERO_BLOCKS: usize = 64;
+
+/// `VEC` of rows.cu: values of a store.
+const VEC: usize = 8;
 
 /// Columns of a block that adds partials.
 const SUM_COLUMNS: usize = 32;
@@ -123,6 +138,27 @@ where
         be.rows_of(d_x),
     ];
     be.launch(&FAMILY, &[], OP, [d_x.capacity().div_ceil(SCATTER_ROWS), 1, 1], SCATTER_BYTES, &args)
+}
+
+/// matrix[r] = 0 for each row r of [R, cols] bf16 behind the live ones, R = the capacity of `rows`: for products that sum over
+/// all rows, live or not. `matrix` begins with the first of `rows`.
+///
+/// # Errors
+///
+/// If the columns are no multiple of 8.
+pub fn zero_dead_rows<D: Device>(be: &CudaBackend<D>, matrix: Region, cols: usize, rows: LiveRows) -> Result<()>
+where
+    D::Buffer: 'static,
+{
+    const OP: &str = "zero_dead_rows";
+    let capacity = rows.capacity as usize;
+    if !cols.is_multiple_of(VEC) {
+        let (got, expected) = (format!("[{capacity}, {cols}]"), format!("columns in multiples of {VEC}"));
+        return Err(Error::Shape { op: OP, what: "matrix", got, expected });
+    }
+    let matrix = matrix.part(0, capacity * cols * size_of::<bf16>());
+    let args = [Arg::Update(matrix), Arg::U32(cols as u32), Arg::Rows(rows)];
+    be.launch(&FAMILY, &[], OP, [ZERO_BLOCKS, 1, 1], 0, &args)
 }
 
 /// into += the sum of `partials` [P, cols], P = the live ones of `rows` / `rows_per_partial`, rounded up.
@@ -199,12 +235,4 @@ where
     let wanted = if grads.bias.is_some() { 3 } else { 2 };
     let grid = [partials.cols.div_ceil(SUM_COLUMNS), wanted, 1];
     be.launch(&FAMILY, &[], "add_norm_partials", grid, SUM_BYTES, &args)
-}
-
-/// Temporary.
-pub(super) fn zero_dead_rows<D: Device>(_: &CudaBackend<D>, _: Region, _: usize, _: LiveRows) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    unreachable!()
 }
