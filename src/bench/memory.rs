@@ -99,7 +99,7 @@ fn working(config: &Config, head: Head, capacity: Capacity, mode: Mode) -> u64 {
     // Of a weight that is cut into parts at all, no less than two.
     let splits = SPLITS.max(2 * width * inner.max(3 * width) * 4);
     let norms = tokens.div_ceil(64) * 3 * width * 4;
-    let gelu = tokens.div_ceil(64) * inner * 4;
+    let gelu = tokens.div_ceil(128) * inner * 4;
     let tables = tokens.div_ceil(16) * width * 4;
     // A value for each row and head, in attention's backward pass.
     let rows = tokens * config.n_heads * 4;

@@ -99,7 +99,7 @@ struct Choice {
 /// How choices are made.
 #[derive(Debug)]
 enum Rule {
-    /// The first way of this origin, else mma.sync. Nothing is timed, so runs repeat each other on any machine.
+    /// The first way of this origin. Nothing is timed, so runs repeat each other on any machine.
     First(Origin),
     /// The quickest of these origins, kept in a file.
     Quickest(Vec<Origin>, Option<PathBuf>),
@@ -113,12 +113,12 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// Always a way of this origin, or mma.sync for products that it has none for.
+    /// Always a way of this origin, or our best one for products that it has none for.
     pub fn first(origin: Origin) -> Choices {
         Choices { rule: Rule::First(origin), made: Mutex::default() }
     }
 
-    /// The quickest way of these origins, or mma.sync for products that they have none for. `file` is where such choices are
+    /// The quickest way of these origins, or our best one for products that they have none for. `file` is where such choices are
     /// kept: what stands there is taken. One that cannot be read or written costs a second of each run, and its bits may
     /// then differ.
     pub fn quickest(origins: &[Origin], file: Option<PathBuf>) -> Choices {
@@ -142,7 +142,7 @@ impl Choices {
         self.made().get(question).map(|choice| choice.way)
     }
 
-    /// Chooses among all ways there are; `seconds` tells what each of some takes.
+    /// Chooses among all ways there are, ours in ascending order of promise; `seconds` tells what each of some takes.
     pub fn make(
         &self, question: Question, ways: &[Way], seconds: impl FnOnce(&[Way]) -> Result<Vec<f64>>,
     ) -> Result<Way> {
@@ -156,7 +156,8 @@ impl Choices {
         let trials = candidates.iter().zip(seconds).map(|(&way, seconds)| Trial { way, seconds });
         let trials: Vec<Trial> = trials.collect();
         let quickest = trials.iter().min_by(|a, b| a.seconds.total_cmp(&b.seconds)).map(|trial| trial.way);
-        let way = quickest.or(candidates.first().copied()).unwrap_or(Way::Mma);
+        let own = || ways.iter().rfind(|way| way.origin() != Origin::Library).copied();
+        let way = quickest.or(candidates.first().copied()).or_else(own).unwrap_or(Way::Mma);
         let mut made = self.made();
         made.insert(question, Choice { question, way, trials });
         if let Rule::Quickest(_, Some(file)) = &self.rule
@@ -200,6 +201,7 @@ mod tests {
         assert_eq!([of(Origin::Mma, &ways), of(Origin::Library, &ways)], [Way::Mma, LIBRARY]);
         assert_eq!(of(Origin::Wgmma, &ways), Way::Mma);
         assert_eq!(of(Origin::Wgmma, &[Way::Mma, Way::Wgmma]), Way::Wgmma);
+        assert_eq!(of(Origin::Library, &[Way::Mma, Way::Wgmma]), Way::Wgmma);
     }
 
     #[test]

@@ -54,23 +54,13 @@ where
     let cols = dim("F", pre.cols());
     d.expect(OP, "d", dim("R", pre.rows()), cols)?;
     let d_bias = grads.span(OP, "bias", bias, cols)?;
-    kernel_width(OP, "pre", pre)?;
-    backward_of(be, pre.region(), d.region(), d_bias, cols.size, be.live(pre.kind(), pre.capacity()))
-}
-
-/// d = d ∘ gelu'(pre), in place;  d_bias += Σ_rows d.  pre, d [R, cols] bf16, of which the first row is `rows`' first.
-pub(super) fn backward_of<D: Device>(
-    be: &CudaBackend<D>, pre: Region, d: Region, d_bias: Region, cols: usize, rows: LiveRows,
-) -> Result<()>
-where
-    D::Buffer: 'static,
-{
-    let blocks = (rows.capacity as usize).div_ceil(BLOCK_ROWS);
-    let partials = be.scratch(Scratch::Partials, blocks * cols * size_of::<f32>())?;
-    let args = [Arg::Read(pre), Arg::Update(d), Arg::Write(partials), Arg::Rows(rows)];
-    let grid = [cols / block_columns(cols), blocks, 1];
-    be.launch(&FAMILY, &[cols as u32], "gelu_backward", grid, SHARED_BYTES, &args)?;
-    add_partials(be, partials, d_bias, cols, rows, BLOCK_ROWS)
+    let width = kernel_width(OP, "pre", pre)?;
+    let blocks = pre.capacity().div_ceil(BLOCK_ROWS);
+    let partials = be.scratch(Scratch::Partials, blocks * cols.size * size_of::<f32>())?;
+    let args = [Arg::Read(pre.region()), Arg::Update(d.region()), Arg::Write(partials), be.rows_of(pre)];
+    let grid = [cols.size / block_columns(cols.size), blocks, 1];
+    be.launch(&FAMILY, &[width], OP, grid, SHARED_BYTES, &args)?;
+    add_partials(be, partials, d_bias, cols.size, be.live(pre.kind(), pre.capacity()), BLOCK_ROWS)
 }
 
 /// y = gelu(pre).  pre, y [R, cols] bf16

@@ -1,7 +1,8 @@
 //! Products by the vendor's library, and what it cannot do in the same call.
 //!
 //! The library counts all rows of a matrix, live or not. Where they are summed over they are cleared beforehand; else they
-//! come out as rows that are not live, which nobody looks at. Its GELU is the tanh form, so ours is a kernel of its own.
+//! come out as rows that are not live, which nobody looks at. Its GELU is the tanh form, so ours is a kernel of its own; on
+//! the way back d_x would be rounded once before it and once after, so that product is left to us.
 
 use super::super::CudaBackend;
 use super::super::device::{Device, Form, Gemm, GemmWay, Rectangle, Region, Sums};
@@ -10,8 +11,8 @@ use super::product::{Onto, Product, Task};
 use super::rows::zero_dead_rows;
 use crate::backend::Result;
 
-/// The call that computes a product, or most of it.
-pub(super) fn gemm(product: &Product, task: &Task) -> Gemm {
+/// The call that computes a product, or most of it; `None` where it could not be as exact as ours.
+pub(super) fn gemm(product: &Product, task: &Task) -> Option<Gemm> {
     let Product { inputs, outputs, .. } = *product;
     let rows = product.capacity();
     let rectangle = |region: Region, lead: usize| Rectangle { region, lead };
@@ -26,7 +27,7 @@ pub(super) fn gemm(product: &Product, task: &Task) -> Gemm {
         d: of_x(d_x),
         sums,
     };
-    match *task {
+    Some(match *task {
         Task::Bias { x, weight, bias, y } | Task::BiasGelu { x, weight, bias, pre: y, .. } => Gemm {
             form: Form::Nt,
             rows,
@@ -37,9 +38,9 @@ pub(super) fn gemm(product: &Product, task: &Task) -> Gemm {
             d: of_y(y),
             sums: Sums::WriteWithBias(bias.rounded),
         },
-        Task::Dx { d_y, weight, d_x: Onto::Write(d_x) }
-        | Task::DxOfMany { d_y, weight, d_x }
-        | Task::DxGelu { d_y, weight, d_pre: d_x, .. } => backward(d_y, weight, d_x, Sums::Write),
+        Task::Dx { d_y, weight, d_x: Onto::Write(d_x) } | Task::DxOfMany { d_y, weight, d_x } => {
+            backward(d_y, weight, d_x, Sums::Write)
+        }
         Task::Dx { d_y, weight, d_x: Onto::Add(d_x) } => backward(d_y, weight, d_x, Sums::Add),
         Task::Dw { d_y, x, d_weight } => Gemm {
             form: Form::Tn,
@@ -51,25 +52,24 @@ pub(super) fn gemm(product: &Product, task: &Task) -> Gemm {
             d: of_x(d_weight),
             sums: Sums::AddToF32,
         },
-    }
+        Task::DxGelu { .. } => return None,
+    })
 }
 
-/// Computes a product.
-pub(super) fn run<D: Device>(be: &CudaBackend<D>, product: &Product, task: &Task, way: &GemmWay) -> Result<()>
+/// Computes a product by its [`gemm`].
+pub(super) fn run<D: Device>(
+    be: &CudaBackend<D>, product: &Product, task: &Task, gemm: &Gemm, way: &GemmWay,
+) -> Result<()>
 where
     D::Buffer: 'static,
 {
-    let gemm = gemm(product, task);
     if let Task::Dw { d_y, x, .. } = *task {
         zero_dead_rows(be, d_y, product.lead(), product.rows)?;
         zero_dead_rows(be, x, product.inputs, product.rows)?;
     }
-    be.device().gemm(&gemm, way)?;
+    be.device().gemm(gemm, way)?;
     match *task {
         Task::BiasGelu { pre, y, .. } => gelu::forward_of(be, pre, y, product.lead(), product.rows),
-        Task::DxGelu { pre, d_pre, d_bias, .. } => {
-            gelu::backward_of(be, pre, d_pre, d_bias, product.inputs, product.rows)
-        }
-        Task::Bias { .. } | Task::Dx { .. } | Task::DxOfMany { .. } | Task::Dw { .. } => Ok(()),
+        _ => Ok(()),
     }
 }

@@ -59,9 +59,9 @@ pub enum Onto {
 /// all bf16; but `pre` of [`Task::BiasGelu`] is like y.
 #[derive(Debug, Clone, Copy)]
 pub enum Task {
-    /// y = x Wᵀ + b, and zeros behind the last output.
+    /// y = x Wᵀ + b. Behind the last output are zeros, or what was there before.
     Bias { x: Region, weight: Region, bias: Bias, y: Region },
-    /// pre = x Wᵀ + b;  y = gelu(pre)
+    /// pre = x Wᵀ + b;  y = gelu(pre), for whole strips of 64 outputs.
     BiasGelu { x: Region, weight: Region, bias: Bias, pre: Region, y: Region },
     /// d_x = d_y W, or added.
     Dx { d_y: Region, weight: Region, d_x: Onto },
@@ -124,7 +124,10 @@ where
     match way {
         Way::Mma => matmul::run(be, product, task),
         Way::Wgmma => matmul_hopper::run(be, product, task),
-        Way::Library(way) => library::run(be, product, task, &way),
+        Way::Library(way) => match library::gemm(product, task) {
+            Some(gemm) => library::run(be, product, task, &gemm, &way),
+            None => matmul::run(be, product, task),
+        },
     }
 }
 
@@ -138,8 +141,10 @@ where
     if wgmma {
         ways.push(Way::Wgmma);
     }
-    if has_library.is_some() {
-        let offered = be.device().gemm_ways(&library::gemm(product, task))?;
+    if has_library.is_some()
+        && let Some(gemm) = library::gemm(product, task)
+    {
+        let offered = be.device().gemm_ways(&gemm)?;
         ways.extend(offered.into_iter().map(Way::Library));
     }
     Ok(ways)
