@@ -26,17 +26,25 @@ struct Memory(Vec<Line>);
 struct Line([u8; 256]);
 
 impl Memory {
+    /// Matrices begin here: no better aligned than the library is told.
+    const START: usize = Gemm::ALIGNMENT;
+
     fn new(bytes: &[u8]) -> Memory {
+        let padded = [&[0; Self::START], bytes].concat();
         let line = |chunk: &[u8]| Line(std::array::from_fn(|i| chunk.get(i).copied().unwrap_or(0)));
-        Memory(bytes.chunks(256).map(line).collect())
+        Memory(padded.chunks(256).map(line).collect())
+    }
+
+    fn whole(&self) -> Region {
+        Region::new(self.0.as_ptr() as u64, self.0.len() * 256)
     }
 
     fn region(&self, bytes: usize) -> Region {
-        Region::new(self.0.as_ptr() as u64, self.0.len() * 256).part(0, bytes)
+        self.whole().part(Self::START, bytes)
     }
 
-    fn bytes(&self) -> Vec<u8> {
-        self.0.iter().flat_map(|line| line.0).collect()
+    fn bytes(&self, count: usize) -> Vec<u8> {
+        self.0.iter().flat_map(|line| line.0).skip(Self::START).take(count).collect()
     }
 }
 
@@ -109,7 +117,8 @@ impl Product {
                 Form::Nn => self.a.at(row, k) * self.b.at(k, col),
                 Form::Tn => self.a.at(k, row) * self.b.at(k, col),
             };
-            let sum: f32 = (0..depth).map(term).sum();
+            // Not `sum`, which begins with -0.
+            let sum = (0..depth).map(term).fold(0.0, |sum, term| sum + term);
             let to = &mut values[row * self.d.at.lead + col];
             *to = match sums {
                 Sums::Write => sum,
@@ -121,7 +130,7 @@ impl Product {
     }
 
     fn bytes_of_d(&self) -> Vec<u8> {
-        self.d.memory.bytes()[..self.d.values.len() * self.d.bytes].to_vec()
+        self.d.memory.bytes(self.d.values.len() * self.d.bytes)
     }
 }
 
@@ -132,7 +141,7 @@ fn run(library: &CublasLt, gemm: &Gemm, way: &GemmWay, workspace_bytes: usize) -
     let workspace = Memory::new(&vec![0; WORKSPACE]);
     // SAFETY: the stand-in does nothing with a stream but tell it. The workspace is aligned, nothing else uses it; where it is
     // shorter than the ways were told, the stand-in refuses before it writes.
-    unsafe { library.run(gemm, way, workspace.region(workspace_bytes), STREAM as *mut _) }
+    unsafe { library.run(gemm, way, workspace.whole().part(0, workspace_bytes), STREAM as *mut _) }
 }
 
 #[test]
@@ -155,6 +164,18 @@ fn products_of_every_form_and_sum_are_right() {
     }
     drop(library);
     assert_eq!(stand_in.alive(), 0, "everything was given back");
+}
+
+#[test]
+fn a_way_is_good_for_a_bias_that_lies_elsewhere() {
+    let Some(stand_in) = StandIn::take() else { return };
+    let library = CublasLt::find().expect("the stand-in");
+    let product = Product::new(Form::Nt, [8, 16, 32], 0, Sums::WriteWithBias);
+    let elsewhere = Memory::new(&[0; 256]);
+    let well_aligned = Gemm { sums: Sums::WriteWithBias(elsewhere.whole().part(0, 32)), ..product.gemm };
+    let way = library.ways(&well_aligned, WORKSPACE).unwrap()[0];
+    run(&library, &product.gemm, &way, WORKSPACE).map_err(|error| format!("{error} ({})", stand_in.refusal())).unwrap();
+    assert!(product.bytes_of_d() == product.expected());
 }
 
 #[test]
@@ -199,7 +220,10 @@ fn a_product_that_does_not_lie_within_its_memory_does_not_reach_the_library() {
     refused(Gemm { b: Rectangle { region, lead: 31 }, ..gemm }, "b is [16, 32], 31 from row to row");
     let late = Rectangle { region: region.part(8, region.bytes() - 8), lead };
     refused(Gemm { b: late, rows: 8, cols: 15, sums: Sums::Write, ..gemm }, "b begins at ");
-    refused(Gemm { sums: Sums::WriteWithBias(region.part(0, 30)), ..gemm }, "the bias has 30 bytes, for 16 columns");
+    refused(
+        Gemm { sums: Sums::WriteWithBias(region.part(0, 30)), ..gemm },
+        "the bias is [1, 16], 16 from row to row, in a region of 30 bytes",
+    );
     refused(Gemm { d: gemm.a, ..gemm }, "d overlaps a");
 }
 

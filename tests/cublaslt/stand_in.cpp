@@ -192,7 +192,7 @@ u64 fingerprint(const Problem& p) {
     return hash;
 }
 
-enum AlgoWord { MAGIC, VERSION, WAY, WORKSPACE, SCHEME, PROBLEM, ALIGNMENT, CHECK };
+enum AlgoWord { MAGIC, VERSION, BIAS_ALIGNMENT, WORKSPACE, SCHEME, PROBLEM, ALIGNMENT, CHECK };
 constexpr u64 IS_ALGO = 0x7761790a;
 
 u64 checksum(const Algo& algo) {
@@ -245,6 +245,12 @@ Status check_algo(const Algo* algo, const Problem& problem) {
 
 bool is_multiple(const void* pointer, u64 of) {
     return reinterpret_cast<u64>(pointer) % of == 0;
+}
+
+u64 alignment_of(const void* pointer) {
+    u64 alignment = 256;
+    while (!is_multiple(pointer, alignment)) alignment /= 2;
+    return alignment;
 }
 
 }  // namespace
@@ -355,7 +361,7 @@ EXPORT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Operation* operatio
         result.state = *count == 1 ? NOT_SUPPORTED : SUCCESS;
         if (*count == 1) continue;
         result.workspace_bytes = *count == 0 ? preference->get<u64>(PREF_MAX_WORKSPACE_BYTES) : 0;
-        result.algo = {IS_ALGO, version, u64(*count), result.workspace_bytes, *count == 0 ? split : 0, fingerprint(problem), alignment, 0};
+        result.algo = {IS_ALGO, version, alignment_of(problem.bias), result.workspace_bytes, *count == 0 ? split : 0, fingerprint(problem), alignment, 0};
         result.algo.data[CHECK] = checksum(result.algo);
     }
     return SUCCESS;
@@ -372,8 +378,9 @@ EXPORT Status cublasLtMatmul(Handle* handle, Operation* operation, const void* a
     if (workspace_bytes < algo->data[WORKSPACE]) return refuse(INVALID_VALUE, "too small a workspace");
     if (workspace_bytes > 0 && (workspace == nullptr || !is_multiple(workspace, 256))) return refuse(INVALID_VALUE, "a workspace not aligned");
     if (alpha == nullptr || beta == nullptr || a == nullptr || b == nullptr || d == nullptr) return refuse(INVALID_VALUE, "a null pointer");
-    for (const void* pointer : {a, b, c, static_cast<const void*>(d), problem.bias})
-        if (!is_multiple(pointer, algo->data[ALIGNMENT])) return refuse(INVALID_VALUE, "a matrix or bias not aligned as was said");
+    for (const void* pointer : {a, b, c, static_cast<const void*>(d)})
+        if (!is_multiple(pointer, algo->data[ALIGNMENT])) return refuse(INVALID_VALUE, "a matrix not aligned as was said");
+    if (!is_multiple(problem.bias, algo->data[BIAS_ALIGNMENT])) return refuse(INVALID_VALUE, "a bias not aligned as was said");
     const float scale = *static_cast<const float*>(alpha), of_c = *static_cast<const float*>(beta);
     if (of_c != 0 && c != d) return refuse(NOT_SUPPORTED, "C is another matrix than D");
     last_stream = stream;

@@ -77,58 +77,63 @@ impl StandIn {
     }
 }
 
-/// A call that the manual does not allow.
-type Wrong = unsafe fn(sys::cublasLtHandle_t) -> std::result::Result<(), result::CublasError>;
+type Answer = Result<(), result::CublasError>;
 
-/// One matrix, of this type and distance from column to column, as A, B, C and D at once.
-unsafe fn ways_for(
-    handle: sys::cublasLtHandle_t, of: sys::cudaDataType, ld: i64,
-) -> std::result::Result<(), result::CublasError> {
+/// Asks for a way, with one matrix of this type and distance from column to column as A, B, C and D.
+fn ways_for(handle: sys::cublasLtHandle_t, of: sys::cudaDataType, ld: i64) -> Answer {
+    let (layout, preference) = (result::create_matrix_layout(of, 16, 16, ld)?, result::create_matmul_pref()?);
+    with_operation(|operation| {
+        // SAFETY: all of them are alive until they are given back; a handle that is not the stand-in refuses.
+        unsafe {
+            let found =
+                result::get_matmul_algo_heuristic(handle, operation, layout, layout, layout, layout, preference);
+            result::destroy_matmul_pref(preference)?;
+            result::destroy_matrix_layout(layout)?;
+            found.map(|_| ())
+        }
+    })
+}
+
+fn with_operation(run: impl FnOnce(sys::cublasLtMatmulDesc_t) -> Answer) -> Answer {
     let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
     let operation = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;
-    let (layout, preference) = (result::create_matrix_layout(of, 16, 16, ld)?, result::create_matmul_pref()?);
-    // SAFETY: all of them are alive until they are given back.
-    unsafe {
-        let found = result::get_matmul_algo_heuristic(handle, operation, layout, layout, layout, layout, preference);
-        result::destroy_matmul_pref(preference)?;
-        result::destroy_matrix_layout(layout)?;
-        result::destroy_matmul_desc(operation)?;
-        found.map(|_| ())
-    }
+    let answer = run(operation);
+    // SAFETY: it was made above, and is given back once.
+    unsafe { result::destroy_matmul_desc(operation) }?;
+    answer
+}
+
+fn transposed_by_one_byte() -> Answer {
+    let attribute = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
+    // SAFETY: the operation is alive, and there is one byte.
+    with_operation(|operation| unsafe {
+        result::set_matmul_desc_attribute(operation, attribute, [1u8].as_ptr().cast(), 1)
+    })
+}
+
+fn given_back_twice() -> Answer {
+    let layout = result::create_matrix_layout(sys::cudaDataType::CUDA_R_16BF, 16, 16, 16)?;
+    // SAFETY: it is alive the first time; the stand-in looks up what it is given and does not use it.
+    unsafe { result::destroy_matrix_layout(layout).and_then(|()| result::destroy_matrix_layout(layout)) }
 }
 
 #[test]
 fn the_stand_in_refuses_what_the_manual_does() {
+    use sys::cudaDataType::{CUDA_R_16BF, CUDA_R_32F};
     let Some(stand_in) = StandIn::take() else { return };
     let handle = result::create_handle().expect("a handle");
-    // SAFETY: everything is alive.
-    unsafe { ways_for(handle, sys::cudaDataType::CUDA_R_16BF, 16) }.expect("what it allows");
-    let wrong: [(&str, Wrong); 5] = [
-        ("types of the matrices", |handle| unsafe { ways_for(handle, sys::cudaDataType::CUDA_R_32F, 16) }),
-        ("a layout of [16, 16] ld 15", |handle| unsafe { ways_for(handle, sys::cudaDataType::CUDA_R_16BF, 15) }),
-        ("something that is not in use", |_| unsafe {
-            ways_for(std::ptr::null_mut(), sys::cudaDataType::CUDA_R_16BF, 16)
-        }),
-        ("attribute 3 has not 1 bytes", |_| unsafe {
-            let compute = sys::cublasComputeType_t::CUBLAS_COMPUTE_32F;
-            let operation = result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F)?;
-            let transposed = sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA;
-            let set = result::set_matmul_desc_attribute(operation, transposed, [1u8].as_ptr().cast(), 1);
-            result::destroy_matmul_desc(operation)?;
-            set
-        }),
-        ("given back, but not in use", |_| unsafe {
-            let layout = result::create_matrix_layout(sys::cudaDataType::CUDA_R_16BF, 16, 16, 16)?;
-            result::destroy_matrix_layout(layout)?;
-            result::destroy_matrix_layout(layout)
-        }),
-    ];
-    for (why, call) in wrong {
-        // SAFETY: the stand-in looks everything that it is given up before it uses it.
-        unsafe { call(handle) }.expect_err(why);
+    ways_for(handle, CUDA_R_16BF, 16).expect("what it allows");
+    let refused = |answer: Answer, why: &str| {
+        answer.expect_err(why);
         assert_eq!(stand_in.refusal(), why);
-    }
+    };
+    refused(ways_for(handle, CUDA_R_32F, 16), "types of the matrices");
+    refused(ways_for(handle, CUDA_R_16BF, 15), "a layout of [16, 16] ld 15");
+    refused(ways_for(std::ptr::null_mut(), CUDA_R_16BF, 16), "something that is not in use");
+    refused(transposed_by_one_byte(), "attribute 3 has not 1 bytes");
+    refused(given_back_twice(), "given back, but not in use");
     // SAFETY: it is alive, and given back once.
     unsafe { result::destroy_handle(handle) }.expect("it is in use");
+    refused(ways_for(handle, CUDA_R_16BF, 16), "something that is not in use");
     assert_eq!(stand_in.alive(), 0);
 }

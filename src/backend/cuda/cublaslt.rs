@@ -89,12 +89,18 @@ impl CublasLt {
     }
 
     /// In which ways it offers to compute a product with so many bytes to work in, the most promising first; none where it
-    /// does not offer any. Partial sums stay f32 in all of them.
+    /// does not offer any. Partial sums stay f32 in all of them. They are good wherever matrices and bias lie.
     pub fn ways(&self, gemm: &Gemm, workspace_bytes: usize) -> Result<Vec<GemmWay>> {
         if gemm.is_empty() {
             return Ok(Vec::new());
         }
-        let described = self.describe(gemm)?;
+        // What is offered depends on how the bias is aligned ("CUBLASLT_MATMUL_DESC_BIAS_POINTER"), and that of another layer
+        // may lie worse.
+        let mut asked = *gemm;
+        if let Sums::WriteWithBias(bias) = &mut asked.sums {
+            *bias = Region::new(Gemm::ALIGNMENT as u64, bias.bytes());
+        }
+        let described = self.describe(&asked)?;
         let preference = preference(workspace_bytes as u64).map_err(|error| self.failed(gemm, error))?;
         let mut found = [EMPTY; MOST_WAYS];
         let mut count = 0;

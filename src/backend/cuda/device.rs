@@ -44,6 +44,12 @@ impl Region {
         assert!(fits, "{bytes} bytes at {offset} of a region of {}", self.bytes);
         Region { address: self.address + offset as u64, bytes }
     }
+
+    /// Whether a byte belongs to both.
+    pub fn overlaps(&self, other: Region) -> bool {
+        let begins_before_end_of = |a: &Region, b: &Region| a.address < b.address + b.bytes as u64;
+        begins_before_end_of(self, &other) && begins_before_end_of(&other, self)
+    }
 }
 
 /// Which rows of a matrix a launch works on; `struct Rows` of common.cuh.
@@ -232,6 +238,19 @@ impl Operand {
     pub fn row(&self, row: usize) -> Region {
         self.at.region.part(row * self.at.lead * self.element, self.size[1] * self.element)
     }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let Operand { name, at: Rectangle { region, lead }, size: [rows, cols], element } = *self;
+        let needed = if rows * cols == 0 { 0 } else { ((rows - 1) * lead + cols) * element };
+        if lead < cols || needed > region.bytes {
+            let has = region.bytes;
+            return Err(format!("{name} is [{rows}, {cols}], {lead} from row to row, in a region of {has} bytes"));
+        }
+        if !region.address.is_multiple_of(Gemm::ALIGNMENT as u64) {
+            return Err(format!("{name} begins at {:#x}, no multiple of {}", region.address, Gemm::ALIGNMENT));
+        }
+        Ok(())
+    }
 }
 
 impl Gemm {
@@ -259,36 +278,26 @@ impl Gemm {
         self.rows == 0 || self.cols == 0
     }
 
-    /// That each matrix lies within its region, rows beside each other, and begins where the library wants it to; that the
-    /// bias does too, and D is apart from what it is computed of.
+    /// That matrices and bias lie within their regions and begin where the library wants them to, and that D's region is
+    /// apart from the others.
     ///
     /// # Errors
     ///
     /// What is wrong, by name.
     pub fn check(&self) -> std::result::Result<(), String> {
-        let mut read = Vec::new();
-        for Operand { name, at: Rectangle { region, lead }, size: [rows, cols], element } in self.operands() {
-            let needed = if rows * cols == 0 { 0 } else { ((rows - 1) * lead + cols) * element };
-            if lead < cols || needed > region.bytes {
-                let has = region.bytes;
-                return Err(format!("{name} is [{rows}, {cols}], {lead} from row to row, in a region of {has} bytes"));
+        let [a, b, d] = self.operands();
+        let bias = match self.sums {
+            Sums::WriteWithBias(region) => {
+                let at = Rectangle { region, lead: self.cols };
+                Some(Operand { name: "the bias", at, size: [1, self.cols], element: 2 })
             }
-            read.push((name, region));
-        }
-        let (_, written) = read.pop().expect("D is the last");
-        if let Sums::WriteWithBias(bias) = self.sums {
-            if bias.bytes != self.cols * 2 {
-                return Err(format!("the bias has {} bytes, for {} columns", bias.bytes, self.cols));
-            }
-            read.push(("the bias", bias));
-        }
-        for (name, region) in read.into_iter().chain([("d", written)]) {
-            if !region.address.is_multiple_of(Gemm::ALIGNMENT as u64) {
-                return Err(format!("{name} begins at {:#x}, no multiple of {}", region.address, Gemm::ALIGNMENT));
-            }
-            let begins_before = |a: Region, b: Region| a.address < b.address + b.bytes as u64;
-            if name != "d" && begins_before(region, written) && begins_before(written, region) {
-                return Err(format!("d overlaps {name}"));
+            _ => None,
+        };
+        d.check()?;
+        for read in [a, b].into_iter().chain(bias) {
+            read.check()?;
+            if read.at.region.overlaps(d.at.region) {
+                return Err(format!("d overlaps {}", read.name));
             }
         }
         Ok(())
