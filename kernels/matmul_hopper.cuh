@@ -119,12 +119,14 @@ struct Operand {
         }
     }
 
-    // Of the 16 steps of depth from 16 k on; `outer` is a multiple of 64 within the stage.
-    __device__ static __forceinline__ u64 descriptor(const u8* stage, u32 outer, u32 k) {
+    // Of the first 16 steps of depth; `outer` is a multiple of 64 within the stage.
+    __device__ static __forceinline__ u64 descriptor(const u8* stage, u32 outer) {
         constexpr u64 LAYOUT = wgmma_layout(Swizzle::bytes128, DEEP_ROWS ? BOX_BYTES : 16, 8 * BOX_ROW_BYTES);
-        u32 offset = DEEP_ROWS ? outer / BOX_COLS * BOX_BYTES + k * 16 * BOX_ROW_BYTES : outer * BOX_ROW_BYTES + k * 32;
-        return wgmma_descriptor(stage + offset, LAYOUT);
+        return wgmma_descriptor(stage + (DEEP_ROWS ? outer / BOX_COLS * BOX_BYTES : outer * BOX_ROW_BYTES), LAYOUT);
     }
+
+    // From a descriptor to that of the next 16 steps: what its address, of 16 bytes each, grows by.
+    static constexpr u32 NEXT = (DEEP_ROWS ? 16 * BOX_ROW_BYTES : 16 * 2) / 16;
 };
 
 // ---- The ring --------------------------------------------------------------------------------------------------------
@@ -186,12 +188,12 @@ __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, R
     u32 before = 0;
     for (u32 depth = item.first; depth < item.end; depth += DEPTH, ring.next()) {
         mbarrier_wait(&shared->full[ring.stage], ring.parity);
-        const u8 *a = shared->a[ring.stage], *b = shared->b[ring.stage];
+        u64 a = A::descriptor(shared->a[ring.stage], group * GROUP_ROWS), b = B::descriptor(shared->b[ring.stage], 0);
         wgmma_fence(d);
 #pragma unroll
         for (u32 k = 0; k < DEPTH / 16; k++) {
-            wgmma_mma_async<A::MAJOR, B::MAJOR>(d, A::descriptor(a, group * GROUP_ROWS, k), B::descriptor(b, 0, k),
-                                                depth - item.first + k > 0 ? ScaleD::one : ScaleD::zero);
+            ScaleD scale_d = k > 0 || depth > item.first ? ScaleD::one : ScaleD::zero;
+            wgmma_mma_async<A::MAJOR, B::MAJOR>(d, a + k * A::NEXT, b + k * B::NEXT, scale_d);
         }
         wgmma_commit();
         // With this stage under way, the one before is through.
@@ -222,11 +224,12 @@ __device__ __forceinline__ void run(Shared* shared, const A& a, const B& b, cons
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         Ring ring;
+        u32 group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0) - 1;  // the same for a warp, as the compiler now sees
         float d[COLS / 2];
         u32 items = work.items();
         for (u32 i = blockIdx.x; i < items; i += gridDim.x) {
             Item item = work.item(i);
-            multiply<A, B>(d, shared, ring, threadIdx.x / WARPGROUP - 1, item);
+            multiply<A, B>(d, shared, ring, group, item);
             finish(d, item);
         }
     }

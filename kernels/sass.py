@@ -4,8 +4,8 @@
     handbert kernels compile --arch sm_80,sm_90a --out DIR
     python3 kernels/sass.py DIR            # needs cuobjdump and nvdisasm: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 
-Exits with 1 where a promise is broken: a tensor-core kernel without matrix instructions or asynchronous 16-byte copies, a
-kernel that moves data in pieces smaller than 16 bytes only, local memory anywhere.
+Exits with 1 where a promise is broken: a tensor-core kernel without matrix instructions or asynchronous 16-byte copies, one
+for Hopper without wgmma or tensor copies, local memory anywhere.
 """
 
 import collections
@@ -20,10 +20,13 @@ import tempfile
 
 # Kernels that are matrix products: they must run on tensor cores, from shared memory, fed by asynchronous copies.
 PRODUCTS = re.compile(r"^(matmul_|attention_(forward|backward))")
+# Those that are written for Hopper.
+HOPPER = re.compile(r"^matmul_hopper_")
 # Kernels that move matrices: most bytes go in vectors of 16.
 COUNTED = {
     "HMMA": r"\bHMMA\.16816\.F32\.BF16",
-    "HGMMA": r"\bHGMMA",
+    "HGMMA": r"\bHGMMA\.\w+\.F32\.BF16",  # wgmma
+    "UTMALDG": r"\bUTMALDG\.2D",  # tensor copies
     "LDSM": r"\bLDSM\.16\.M?T?88\.4|\bLDSM\.16\.MT88\.4",
     "LDGSTS.128": r"\bLDGSTS\.E\.BYPASS.*\.128|\bLDGSTS\.E\.BYPASS\.LTC128B\.128",
     "LDG.128": r"\bLDG\.E\.(\w+\.)*128",
@@ -74,12 +77,17 @@ def count(sass):
 def broken(kernel, counts):
     if counts["LOCAL"]:
         yield "uses local memory"
-    if PRODUCTS.match(kernel):
-        if not counts["HMMA"] + counts["HGMMA"]:
+    if HOPPER.match(kernel):
+        if not counts["HGMMA"]:
+            yield "has no wgmma"
+        if not counts["UTMALDG"]:
+            yield "has no tensor copies"
+    elif PRODUCTS.match(kernel):
+        if not counts["HMMA"]:
             yield "has no matrix instruction"
-        if counts["HMMA"] and not counts["LDSM"]:
+        if not counts["LDSM"]:
             yield "does not load its fragments with ldmatrix"
-        if not counts["LDGSTS.128"] and not counts["HGMMA"]:
+        if not counts["LDGSTS.128"]:
             yield "has no asynchronous 16-byte copies"
 
 
