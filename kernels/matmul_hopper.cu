@@ -35,161 +35,213 @@
 // Expected: 650 to 750 TFLOP/s, with GELU 450 to 550. Not yet run on a GPU.
 #include "matmul_hopper.cuh"
 
-// ---- What becomes of the sums: bf16 ----------------------------------------------------------------------------------
-
-// What a warp loads and stores at a time: 16 rows x 64 columns of a matrix, 16 bytes a lane and whole 128-byte rows. It is
-// turned into mma's fragments, and out of them, in `staged`.
-struct Patch {
-    u8* staged;
-    u32 row, col;
-    u32 rows;  // of the matrix: live
-    u32 lead;
-
-    // Row, of four chunks i, of this lane's; its column is that of chunk lane % 8.
-    __device__ __forceinline__ u32 chunk_row(u32 i) const {
-        return 4 * i + threadIdx.x % WARP / 8;
-    }
-
-    __device__ __forceinline__ Chunk* staged_chunk(u32 i) const {
-        u32 offset = chunk_row(i) * BOX_ROW_BYTES + threadIdx.x % 8 * 16;
-        return reinterpret_cast<Chunk*>(staged + swizzled(Swizzle::bytes128, offset));
-    }
-
-    __device__ __forceinline__ u64 chunk_at(u32 i) const {
-        return static_cast<u64>(row + chunk_row(i)) * lead + col + threadIdx.x % 8 * 8;
-    }
-
-    // The row of fragment j, columns 16j to 16j + 15, that this lane names to ldmatrix and stmatrix.
-    __device__ __forceinline__ u8* fragment_row(u32 j) const {
-        u32 lane = threadIdx.x % WARP;
-        return staged + swizzled(Swizzle::bytes128, lane % 16 * BOX_ROW_BYTES + 32 * j + lane / 16 * 16);
-    }
-
-    // This lane's chunks of a matrix; zeros where rows are not live.
-    __device__ __forceinline__ void load(Chunk (&chunks)[4], const bf16* from) const {
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            chunks[i] = Chunk{};
-            if (row + chunk_row(i) < rows) chunks[i] = *reinterpret_cast<const Chunk*>(from + chunk_at(i));
-        }
-    }
-
-    // Chunks to pairs of columns, in wgmma's order.
-    __device__ __forceinline__ void unpack(u32 (&packed)[16], const Chunk (&chunks)[4]) const {
-        __syncwarp();  // the staged rows before are read
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) *staged_chunk(i) = chunks[i];
-        __syncwarp();
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            u32 four[4];
-            ldmatrix_x4(four, fragment_row(j));
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) packed[4 * j + i] = four[i];
-        }
-    }
-
-    __device__ __forceinline__ void store(bf16* to, const u32 (&packed)[16]) const {
-        __syncwarp();  // the staged rows before are read
-#pragma unroll
-        for (u32 j = 0; j < 4; j++) {
-            const u32 four[4] = {packed[4 * j], packed[4 * j + 1], packed[4 * j + 2], packed[4 * j + 3]};
-            stmatrix_x4(fragment_row(j), four);
-        }
-        __syncwarp();
-#pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            if (row + chunk_row(i) < rows) *reinterpret_cast<Chunk*>(to + chunk_at(i)) = *staged_chunk(i);
-        }
-    }
-};
-
-// A warp's sums, 16 x 256, rounded and stored at `patch` and to its right. `column_sums` [COLS]: of the values as stored.
-template <Finish finish>
-__device__ __forceinline__ void store_bf16(const float (&d)[COLS / 2], const Target& to, Patch patch, float* column_sums) {
-    u32 lane = threadIdx.x % WARP, pair = lane % 4 * 2;
-    Chunk before[4];
-    if constexpr (reads_before(finish)) patch.load(before, to.before);
-#pragma unroll
-    for (u32 part = 0; part < COLS / BOX_COLS; part++, patch.col += BOX_COLS) {
-        if (patch.col >= to.lead) break;
-        u32 packed[16] = {};
-        if constexpr (reads_before(finish)) {
-            patch.unpack(packed, before);
-            // The next columns are on their way while these are worked on.
-            Patch next = patch;
-            next.col += BOX_COLS;
-            if (part + 1 < COLS / BOX_COLS && next.col < to.lead) next.load(before, to.before);
-        }
-#pragma unroll
-        for (u32 j = 0; j < BOX_COLS / 8; j++) {
-            const float* four = &d[32 * part + 4 * j];
-            u32 &upper = packed[2 * j], &lower = packed[2 * j + 1];
-            BiasPair bias = BiasPair::of<finish>(to, patch.col + 8 * j + pair);
-            upper = finish_pair<finish>(four[0], four[1], bias, upper);
-            lower = finish_pair<finish>(four[2], four[3], bias, lower);
-            if constexpr (finish == Finish::GeluBackward) {
-                float sums[2] = {low_half(upper) + low_half(lower), high_half(upper) + high_half(lower)};
-                sum_over_rows(sums[0], sums[1]);
-                if (lane < 4) store(column_sums + BOX_COLS * part + 8 * j + pair, sums);
-            }
-        }
-        patch.store(finish == Finish::BiasGelu ? to.pre : to.y, packed);
-        if constexpr (finish == Finish::BiasGelu) {
-#pragma unroll
-            for (u32 i = 0; i < 16; i++) packed[i] = gelu_pair(packed[i]);
-            patch.store(to.y, packed);
-        }
-    }
-}
-
-// Column sums of a tile from those of its warps, top to bottom.
-__device__ __forceinline__ void store_partials(const Shared* shared, const Target& to, const Item& item) {
-    bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);
-    u32 col = threadIdx.x - WARPGROUP;
-    if (item.col + col < to.lead) {
-        float sum = 0.0f;
-#pragma unroll
-        for (u32 warp = 0; warp < CONSUMER_WARPS; warp++) sum += shared->column_sums[warp][col];
-        to.partials[static_cast<u64>(item.row / ROWS) * to.lead + item.col + col] = sum;
-    }
-    bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);  // the next item's may be written
-}
-
 // Which of the consuming warps this is; each has 16 rows of a tile.
 __device__ __forceinline__ u32 consumer_warp() {
     return threadIdx.x / WARP - WARPGROUP / WARP;
 }
 
-template <Finish finish, class A, class B>
-__device__ __forceinline__ void run_to_bf16(Shared* shared, const A& a, const B& b, const Work& work, const Target& to) {
-    static_assert(COLS == CONSUMERS * WARPGROUP, "store_partials has a thread for each column");
-    run(shared, a, b, work, [&](const float(&d)[COLS / 2], const Item& item) {
-        u32 warp = consumer_warp();
-        Patch patch{shared->staged[warp], item.row + 16 * warp, item.col, work.rows, to.lead};
-        store_bf16<finish>(d, to, patch, shared->column_sums[warp]);
-        if constexpr (finish == Finish::GeluBackward) store_partials(shared, to, item);
-    });
-}
+// ---- What becomes of the sums: bf16 ----------------------------------------------------------------------------------
+
+// A warp's part of a tile, 16 x 256, lies in shared memory as four patches of 64 columns. Lanes load and store chunks of 16
+// bytes there and in memory, whole 128-byte rows; a piece is half a patch, two chunks a lane.
+struct Patches {
+    static constexpr u32 PIECES = 2 * PATCHES;
+
+    u8* staged;
+
+    // Row, of the warp's 16, of this lane's chunk i of a piece; its column, of the warp's 256.
+    __device__ static __forceinline__ u32 row(u32 piece, u32 i) {
+        return piece % 2 * 8 + i * 4 + threadIdx.x % WARP / 8;
+    }
+
+    __device__ static __forceinline__ u32 col(u32 piece) {
+        return piece / 2 * BOX_COLS + threadIdx.x % 8 * 8;
+    }
+
+    __device__ __forceinline__ Chunk* chunk(u32 piece, u32 i) const {
+        u32 offset = swizzled(Swizzle::bytes128, row(piece, i) * BOX_ROW_BYTES + threadIdx.x % 8 * 16);
+        return reinterpret_cast<Chunk*>(staged + piece / 2 * PATCH_BYTES + offset);
+    }
+
+    // The row of fragment j, columns 16j to 16j + 15 of a patch, that this lane names to ldmatrix and stmatrix.
+    __device__ __forceinline__ u8* fragment_row(u32 patch, u32 j) const {
+        u32 lane = threadIdx.x % WARP, offset = lane % 16 * BOX_ROW_BYTES + 32 * j + lane / 16 * 16;
+        return staged + patch * PATCH_BYTES + swizzled(Swizzle::bytes128, offset);
+    }
+};
+
+// Rounds sums to bf16, with what the finish says. An item's results stay in shared memory and leave it, GELU and all, while
+// the next item is multiplied; what its sums are combined with comes there in the same way, while it is multiplied itself:
+// for Add what was there before, for GeluBackward the GELU's slope, as f16 (2^-12 of it off at most, where rounding the
+// product to bf16 takes 2^-9).
+template <Finish finish_as>
+struct ToBf16 {
+    static constexpr u32 PIECES = Patches::PIECES;
+    static constexpr bool READS = reads_before(finish_as);
+    static constexpr u32 NONE = 0xffffffffu;
+
+    Shared* shared;
+    const Target& to;
+    u32 rows;  // live
+    Patches patches;
+    u32 row, col;              // where this warp's part of the item begins
+    u32 ready_row = NONE, ready_col = 0;  // of the item that lies in shared memory
+    Chunk ahead[2] = {};       // of the next piece of what is read
+
+    __device__ __forceinline__ ToBf16(Shared* shared, const Target& to, u32 rows) : shared(shared), to(to), rows(rows) {
+        patches.staged = shared->staged[threadIdx.x < WARPGROUP ? 0 : consumer_warp()][0];
+    }
+
+    __device__ __forceinline__ void begin(const Item& item) {
+        row = item.row + 16 * consumer_warp();
+        col = item.col;
+        if constexpr (READS) load(0);
+    }
+
+    __device__ __forceinline__ void load(u32 piece) {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            u32 r = row + Patches::row(piece, i), c = col + Patches::col(piece);
+            ahead[i] = Chunk{};
+            if (r < rows && c < to.lead)
+                ahead[i] = *reinterpret_cast<const Chunk*>(to.before + static_cast<u64>(r) * to.lead + c);
+        }
+    }
+
+    // Stores a piece of the item before.
+    __device__ __forceinline__ void store_piece(u32 piece) const {
+#pragma unroll
+        for (u32 i = 0; i < 2; i++) {
+            u32 r = ready_row + Patches::row(piece, i), c = ready_col + Patches::col(piece);
+            if (ready_row == NONE || r >= rows || c >= to.lead) continue;
+            Chunk values = *patches.chunk(piece, i);
+            u64 at = static_cast<u64>(r) * to.lead + c;
+            if constexpr (finish_as == Finish::BiasGelu) {
+                *reinterpret_cast<Chunk*>(to.pre + at) = values;
+#pragma unroll
+                for (u32 k = 0; k < 4; k++) values.at[k] = gelu_pair(values.at[k]);
+            }
+            *reinterpret_cast<Chunk*>(to.y + at) = values;
+        }
+    }
+
+    __device__ __forceinline__ void meanwhile(u32 piece) {
+        store_piece(piece);
+        if constexpr (READS) {
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                Chunk values = ahead[i];
+                if constexpr (finish_as == Finish::GeluBackward) {
+#pragma unroll
+                    for (u32 k = 0; k < 4; k++)
+                        values.at[k] = pack_f16x2(gelu_slope(low_half(values.at[k])), gelu_slope(high_half(values.at[k])));
+                }
+                *patches.chunk(piece, i) = values;
+            }
+            if (piece + 1 < PIECES) load(piece + 1);
+        }
+    }
+
+    __device__ __forceinline__ void finish(const float (&d)[COLS / 2]) {
+        u32 pair = threadIdx.x % 4 * 2;
+        __syncwarp();  // all pieces are stored, or loaded
+#pragma unroll
+        for (u32 patch = 0; patch < PATCHES; patch++) {
+            u32 first = col + BOX_COLS * patch;
+            if (first >= to.lead) break;
+#pragma unroll
+            for (u32 j = 0; j < BOX_COLS / 16; j++) {
+                u32 packed[4] = {};
+                if constexpr (READS) ldmatrix_x4(packed, patches.fragment_row(patch, j));
+#pragma unroll
+                for (u32 i = 0; i < 4; i++) {
+                    const float* two = &d[32 * patch + 8 * j + 2 * i];
+                    BiasPair bias = BiasPair::of<finish_as>(to, first + 16 * j + i / 2 * 8 + pair);
+                    packed[i] = combine(two[0], two[1], bias, packed[i]);
+                }
+                if constexpr (finish_as == Finish::GeluBackward) {
+                    sum_columns(packed[0], packed[1], BOX_COLS * patch + 16 * j);
+                    sum_columns(packed[2], packed[3], BOX_COLS * patch + 16 * j + 8);
+                }
+                stmatrix_x4(patches.fragment_row(patch, j), packed);
+            }
+        }
+        __syncwarp();  // and now it is
+        ready_row = row;
+        ready_col = col;
+        if constexpr (finish_as == Finish::GeluBackward) store_partials();
+    }
+
+    __device__ static __forceinline__ u32 combine(float low, float high, const BiasPair& bias, u32 before) {
+        if constexpr (finish_as == Finish::GeluBackward) {
+            float low_slope, high_slope;
+            unpack_f16x2(low_slope, high_slope, before);
+            return pack_bf16x2(low * low_slope, high * high_slope);
+        } else {
+            return finish_pair<finish_as>(low, high, bias, before);
+        }
+    }
+
+    // Sums of eight columns of the warp's, of pairs of its upper and lower rows, as stored.
+    __device__ __forceinline__ void sum_columns(u32 upper, u32 lower, u32 first) const {
+        u32 lane = threadIdx.x % WARP;
+        float sums[2] = {low_half(upper) + low_half(lower), high_half(upper) + high_half(lower)};
+        sum_over_rows(sums[0], sums[1]);
+        if (lane < 4) store(shared->column_sums[consumer_warp()] + first + 2 * lane, sums);
+    }
+
+    // Column sums of the tile from those of its warps, top to bottom.
+    __device__ __forceinline__ void store_partials() const {
+        static_assert(COLS == CONSUMERS * WARPGROUP, "a thread for each column");
+        bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);
+        u32 own = threadIdx.x - WARPGROUP;
+        if (col + own < to.lead) {
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 warp = 0; warp < CONSUMER_WARPS; warp++) sum += shared->column_sums[warp][own];
+            to.partials[static_cast<u64>(row / ROWS) * to.lead + col + own] = sum;
+        }
+        bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);  // the next item's may be written
+    }
+
+    __device__ __forceinline__ void end() const {
+#pragma unroll 1
+        for (u32 piece = 0; piece < PIECES; piece++) store_piece(piece);
+    }
+};
 
 // ---- What becomes of the sums: f32 -----------------------------------------------------------------------------------
 
-// To matrix + part * part_size, [rows, cols].
-template <Store how, class A, class B>
-__device__ __forceinline__ void run_to_f32(Shared* shared, const A& a, const B& b, const Work& work, float* matrix,
-                                           u64 part_size) {
-    run(shared, a, b, work, [&](const float(&d)[COLS / 2], const Item& item) {
+// Stores sums to matrix + part * part_size, [work.rows, work.cols], or adds them.
+template <Store how>
+struct ToF32 {
+    static constexpr u32 PIECES = 0;
+
+    const Work& work;
+    float* matrix;
+    u64 part_size;
+    Item item;
+
+    __device__ __forceinline__ void begin(const Item& next) {
+        item = next;
+    }
+
+    __device__ __forceinline__ void meanwhile(u32) {}
+
+    __device__ __forceinline__ void finish(const float (&d)[COLS / 2]) const {
         u32 row = item.row + 16 * consumer_warp() + sums_row();
         float* to = matrix + item.part * part_size + static_cast<u64>(row) * work.cols + item.col + sums_col();
 #pragma unroll
-        for (u32 part = 0; part < COLS / BOX_COLS; part++) {
-            if (item.col + BOX_COLS * part >= work.cols) break;
+        for (u32 patch = 0; patch < PATCHES; patch++) {
+            if (item.col + BOX_COLS * patch >= work.cols) break;
             store_rows_of_sums<how, BOX_COLS / 8>(
-                to + BOX_COLS * part, [&](u32 j, u32 at) { return d[32 * part + 4 * j + at]; },
+                to + BOX_COLS * patch, [&](u32 j, u32 at) { return d[32 * patch + 4 * j + at]; },
                 [&](u32) { return row < work.rows; });
         }
-    });
-}
+    }
+
+    __device__ __forceinline__ void end() const {}
+};
 
 // ---- y = x W^T + b ---------------------------------------------------------------------------------------------------
 
@@ -199,7 +251,7 @@ __device__ __forceinline__ void forward(Shared* shared, const TensorMap* x_map, 
     u32 live = rows.count();
     Operand<Of::Tokens, Major::K, ROWS> a{x_map, x, inputs, live};
     Operand<Of::Weight, Major::K, COLS> b{w_map};
-    run_to_bf16<finish>(shared, a, b, Work{live, to.lead, inputs, inputs}, to);
+    run(shared, a, b, Work{live, to.lead, inputs, inputs}, ToBf16<finish>(shared, to, live));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -231,7 +283,7 @@ __device__ __forceinline__ void backward(Shared* shared, const TensorMap* d_y_ma
     u32 inputs = to.lead, live = rows.count();
     OutputGradient a{d_y_map, d_y, lead, live};
     Weight b{w_map};
-    run_to_bf16<finish>(shared, a, b, Work{live, inputs, outputs, outputs}, to);
+    run(shared, a, b, Work{live, inputs, outputs, outputs}, ToBf16<finish>(shared, to, live));
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -268,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     OutputGradient a{&d_y_map, d_y, lead, live};
     Weight b{&w_map};
     Work work{live, inputs, outputs, Split::of(outputs, splits).share};
-    run_to_f32<Store::Write>(shared, a, b, work, parts, static_cast<u64>(rows.capacity) * inputs);
+    run(shared, a, b, work, ToF32<Store::Write>{work, parts, static_cast<u64>(rows.capacity) * inputs, {}});
 }
 
 // ---- d_W += d_y^T x --------------------------------------------------------------------------------------------------
@@ -277,7 +329,7 @@ template <Store how>
 __device__ __forceinline__ void weight_gradient(Shared* shared, const Operand<Of::Tokens, Major::MN, ROWS>& d_y,
                                                 const Operand<Of::Tokens, Major::MN, COLS>& x, float* to, u32 outputs, u32 share) {
     Work work{outputs, x.lead, x.live, share};
-    run_to_f32<how>(shared, d_y, x, work, to, static_cast<u64>(outputs) * x.lead);
+    run(shared, d_y, x, work, ToF32<how>{work, to, static_cast<u64>(outputs) * x.lead, {}});
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)

@@ -10,7 +10,7 @@
 constexpr u32 ROWS = 128;
 constexpr u32 COLS = 256;
 constexpr u32 DEPTH = 64;
-constexpr u32 STAGES = 4;
+constexpr u32 STAGES = 3;
 constexpr u32 WARPGROUP = 128;
 constexpr u32 CONSUMERS = 2;  // warpgroups
 constexpr u32 GROUP_ROWS = ROWS / CONSUMERS;
@@ -18,7 +18,8 @@ constexpr u32 CONSUMER_WARPS = CONSUMERS * WARPGROUP / WARP;
 constexpr u32 THREADS = (1 + CONSUMERS) * WARPGROUP;
 constexpr u32 BOX_COLS = 64;  // 128 bytes, the swizzle's width
 constexpr u32 BOX_ROW_BYTES = BOX_COLS * 2;
-constexpr u32 STAGED_BYTES = 16 * BOX_ROW_BYTES;  // a warp's rows, 64 columns
+constexpr u32 PATCH_BYTES = 16 * BOX_ROW_BYTES;  // a warp's rows, 64 columns
+constexpr u32 PATCHES = COLS / BOX_COLS;         // side by side, a warp's part of a tile
 
 // Named barriers.
 constexpr u32 PRODUCERS_BARRIER = 1;
@@ -31,7 +32,7 @@ constexpr int CONSUMER_REGISTERS = 224;
 struct Shared {
     u8 a[STAGES][ROWS * DEPTH * 2];
     u8 b[STAGES][COLS * DEPTH * 2];
-    u8 staged[CONSUMER_WARPS][STAGED_BYTES];
+    u8 staged[CONSUMER_WARPS][PATCHES][PATCH_BYTES];
     float column_sums[CONSUMER_WARPS][COLS];
     Mbarrier full[STAGES];
     Mbarrier empty[STAGES];
@@ -181,11 +182,13 @@ __device__ __forceinline__ void produce(Shared* shared, const A& a, const B& b, 
     }
 }
 
-// Sums of one item: 64 x 256 for this warpgroup.
-template <class A, class B>
-__device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, Ring& ring, u32 group, const Item& item) {
+// Sums of one item: 64 x 256 for this warpgroup. Calls `meanwhile(i)` for each i below `pieces`, while wgmma run as far as
+// there are stages enough.
+template <class A, class B, u32 pieces, class Meanwhile>
+__device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, Ring& ring, u32 group, const Item& item,
+                                         Meanwhile meanwhile) {
     bool signals = threadIdx.x % WARP == 0;
-    u32 before = 0;
+    u32 before = 0, piece = 0;
     for (u32 depth = item.first; depth < item.end; depth += DEPTH, ring.next()) {
         mbarrier_wait(&shared->full[ring.stage], ring.parity);
         u64 a = A::descriptor(shared->a[ring.stage], group * GROUP_ROWS), b = B::descriptor(shared->b[ring.stage], 0);
@@ -200,14 +203,25 @@ __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, R
         wgmma_wait<1>();
         if (depth > item.first && signals) mbarrier_arrive(&shared->empty[before]);
         before = ring.stage;
+        if constexpr (pieces > 0) {
+            if (piece < pieces) meanwhile(piece++);
+        }
+    }
+    if constexpr (pieces > 0) {
+#pragma unroll 1
+        while (piece < pieces) meanwhile(piece++);
     }
     wgmma_wait<0>(d);
     if (signals) mbarrier_arrive(&shared->empty[before]);
 }
 
-// Calls `finish(d, item)` in every consuming thread with its sums, as wgmma lays them out, for each of the block's items.
-template <class A, class B, class Finisher>
-__device__ __forceinline__ void run(Shared* shared, const A& a, const B& b, const Work& work, Finisher finish) {
+// Runs a block's items. `Tail` says what becomes of sums in a consuming thread, each of which has one of its own:
+//   tail.begin(item)     before it is multiplied
+//   tail.meanwhile(i)    each i below Tail::PIECES, before its sums are complete
+//   tail.finish(d)       its sums, as wgmma lays them out
+//   tail.end()           after the last
+template <class A, class B, class Tail>
+__device__ __forceinline__ void run(Shared* shared, const A& a, const B& b, const Work& work, Tail tail) {
     if (threadIdx.x == 0) {
         prefetch_tensormap(a.map);
         prefetch_tensormap(b.map);
@@ -224,13 +238,15 @@ __device__ __forceinline__ void run(Shared* shared, const A& a, const B& b, cons
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         Ring ring;
-        u32 group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0) - 1;  // the same for a warp, as the compiler now sees
+        u32 group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0) - 1;  // one for a warp, so that the compiler sees it
         float d[COLS / 2];
         u32 items = work.items();
         for (u32 i = blockIdx.x; i < items; i += gridDim.x) {
             Item item = work.item(i);
-            multiply<A, B>(d, shared, ring, group, item);
-            finish(d, item);
+            tail.begin(item);
+            multiply<A, B, Tail::PIECES>(d, shared, ring, group, item, [&](u32 piece) { tail.meanwhile(piece); });
+            tail.finish(d);
         }
+        tail.end();
     }
 }

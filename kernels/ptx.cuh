@@ -33,6 +33,25 @@ __device__ __forceinline__ u32 pack_bf16x2(float low, float high) {
     return packed;
 }
 
+// cvt.rn.f16x2.f32: two f32 to two f16, to nearest even; `low` in bits 0..15.
+__device__ __forceinline__ u32 pack_f16x2(float low, float high) {
+    u32 packed;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+}
+
+// cvt.f32.f16 of both halves; exact.
+__device__ __forceinline__ void unpack_f16x2(float& low, float& high, u32 packed) {
+    asm("{\n"
+        ".reg .b16 low, high;\n"
+        "mov.b32 {low, high}, %2;\n"
+        "cvt.f32.f16 %0, low;\n"
+        "cvt.f32.f16 %1, high;\n"
+        "}"
+        : "=f"(low), "=f"(high)
+        : "r"(packed));
+}
+
 // ex2.approx.ftz.f32: 2^x, relative error below 2^-22; 2^-inf = 0.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;

@@ -22,7 +22,35 @@ __forceinline__ u32 round_to_bf16(float x) {
     return (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
 }
 
+// To nearest even: 10 bits of mantissa, from 2^-14 on; below, steps of 2^-24.
+inline u32 round_to_f16(float x) {
+    u32 sign = __float_as_uint(x) >> 16 & 0x8000u;
+    float size = fabsf(x);
+    if (!(size <= __uint_as_float(0x7f800000u))) return 0x7fffu;
+    if (size >= 65520.0f) return sign | 0x7c00u;
+    if (size < 0x1p-14f) return sign | static_cast<u32>(rintf(size * 0x1p24f));
+    u32 bits = __float_as_uint(size);
+    return sign | ((bits + 0xfffu + (bits >> 13 & 1)) >> 13) - (112u << 10);
+}
+
+inline float from_f16(u32 bits) {
+    u32 exponent = bits >> 10 & 31, mantissa = bits & 0x3ffu;
+    float size = exponent == 0    ? static_cast<float>(mantissa) * 0x1p-24f
+                 : exponent == 31 ? __uint_as_float(0x7f800000u | mantissa << 13)
+                                  : __uint_as_float((exponent + 112) << 23 | mantissa << 13);
+    return bits & 0x8000u ? -size : size;
+}
+
 }  // namespace sim
+
+__device__ __forceinline__ u32 pack_f16x2(float low, float high) {
+    return sim::round_to_f16(low) | sim::round_to_f16(high) << 16;
+}
+
+__device__ __forceinline__ void unpack_f16x2(float& low, float& high, u32 packed) {
+    low = sim::from_f16(packed & 0xffffu);
+    high = sim::from_f16(packed >> 16);
+}
 
 __device__ __forceinline__ u32 pack_bf16x2(float low, float high) {
     return sim::round_to_bf16(low) | sim::round_to_bf16(high) << 16;

@@ -39,8 +39,9 @@ const TILE_COLS: usize = 256;
 /// `DEPTH`: of a stage, and columns of every box.
 const DEPTH: usize = 64;
 
-/// `Shared`: four stages, 2 KB of rows and a row of column sums for each of eight warps, eight barriers.
-const SHARED_BYTES: usize = 4 * (TILE_ROWS + TILE_COLS) * DEPTH * 2 + 8 * (2048 + TILE_COLS * 4) + 8 * 8;
+/// `Shared`: three stages, the tile as bf16, a row of column sums for each of eight warps, six barriers.
+const SHARED_BYTES: usize =
+    3 * (TILE_ROWS + TILE_COLS) * DEPTH * 2 + TILE_ROWS * TILE_COLS * 2 + 8 * TILE_COLS * 4 + 6 * 8;
 
 /// 168 registers are what 384 threads can have to begin with; then the copying ones hand theirs on.
 const fn kernel(name: &'static str, computes: &'static str) -> Kernel {
