@@ -78,15 +78,17 @@ template <Finish finish_as>
 struct ToBf16 {
     static constexpr u32 PIECES = Patches::PIECES;
     static constexpr bool READS = reads_before(finish_as);
+    static constexpr bool HAS_BIAS = finish_as == Finish::Bias || finish_as == Finish::BiasGelu;
     static constexpr u32 NONE = 0xffffffffu;
 
     Shared* shared;
     const Target& to;
     u32 rows;  // live
     Patches patches;
-    u32 row, col;              // where this warp's part of the item begins
-    u32 ready_row = NONE, ready_col = 0;  // of the item that lies in shared memory
-    Chunk ahead[2] = {};       // of the next piece of what is read
+    u32 row, col;                         // where this warp's part of the item begins
+    u32 ready_row = NONE, ready_col = 0;  // and of the item that lies in shared memory
+    Chunk ahead[2] = {};                  // of the next piece of what is read
+    float biases[COLS / WARP] = {};       // on their way to shared memory
 
     __device__ __forceinline__ ToBf16(Shared* shared, const Target& to, u32 rows) : shared(shared), to(to), rows(rows) {
         patches.staged = shared->staged[threadIdx.x < WARPGROUP ? 0 : consumer_warp()][0];
@@ -96,6 +98,13 @@ struct ToBf16 {
         row = item.row + 16 * consumer_warp();
         col = item.col;
         if constexpr (READS) load(0);
+        if constexpr (HAS_BIAS) {
+#pragma unroll
+            for (u32 i = 0; i < COLS / WARP; i++) {
+                u32 c = col + i * WARP + threadIdx.x % WARP;
+                biases[i] = c < to.biases ? to.bias[c] : 0.0f;
+            }
+        }
     }
 
     __device__ __forceinline__ void load(u32 piece) {
@@ -140,6 +149,13 @@ struct ToBf16 {
             }
             if (piece + 1 < PIECES) load(piece + 1);
         }
+        if constexpr (HAS_BIAS) {
+            float* columns = shared->columns[consumer_warp()];
+#pragma unroll
+            for (u32 i = 0; i < COLS / WARP; i++) {
+                if (piece == 0) columns[i * WARP + threadIdx.x % WARP] = biases[i];
+            }
+        }
     }
 
     __device__ __forceinline__ void finish(const float (&d)[COLS / 2]) {
@@ -147,8 +163,7 @@ struct ToBf16 {
         __syncwarp();  // all pieces are stored, or loaded
 #pragma unroll
         for (u32 patch = 0; patch < PATCHES; patch++) {
-            u32 first = col + BOX_COLS * patch;
-            if (first >= to.lead) break;
+            if (col + BOX_COLS * patch >= to.lead) break;
 #pragma unroll
             for (u32 j = 0; j < BOX_COLS / 16; j++) {
                 u32 packed[4] = {};
@@ -156,7 +171,11 @@ struct ToBf16 {
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) {
                     const float* two = &d[32 * patch + 8 * j + 2 * i];
-                    BiasPair bias = BiasPair::of<finish_as>(to, first + 16 * j + i / 2 * 8 + pair);
+                    BiasPair bias;
+                    if constexpr (HAS_BIAS) {
+                        const float* at = &shared->columns[consumer_warp()][BOX_COLS * patch + 16 * j + i / 2 * 8 + pair];
+                        bias = *reinterpret_cast<const BiasPair*>(at);
+                    }
                     packed[i] = combine(two[0], two[1], bias, packed[i]);
                 }
                 if constexpr (finish_as == Finish::GeluBackward) {
@@ -187,7 +206,7 @@ struct ToBf16 {
         u32 lane = threadIdx.x % WARP;
         float sums[2] = {low_half(upper) + low_half(lower), high_half(upper) + high_half(lower)};
         sum_over_rows(sums[0], sums[1]);
-        if (lane < 4) store(shared->column_sums[consumer_warp()] + first + 2 * lane, sums);
+        if (lane < 4) store(shared->columns[consumer_warp()] + first + 2 * lane, sums);
     }
 
     // Column sums of the tile from those of its warps, top to bottom.
@@ -198,7 +217,7 @@ struct ToBf16 {
         if (col + own < to.lead) {
             float sum = 0.0f;
 #pragma unroll
-            for (u32 warp = 0; warp < CONSUMER_WARPS; warp++) sum += shared->column_sums[warp][own];
+            for (u32 warp = 0; warp < CONSUMER_WARPS; warp++) sum += shared->columns[warp][own];
             to.partials[static_cast<u64>(row / ROWS) * to.lead + col + own] = sum;
         }
         bar_sync(CONSUMERS_BARRIER, CONSUMERS * WARPGROUP);  // the next item's may be written

@@ -33,7 +33,7 @@ struct Shared {
     u8 a[STAGES][ROWS * DEPTH * 2];
     u8 b[STAGES][COLS * DEPTH * 2];
     u8 staged[CONSUMER_WARPS][PATCHES][PATCH_BYTES];
-    float column_sums[CONSUMER_WARPS][COLS];
+    float columns[CONSUMER_WARPS][COLS];  // biases, or column sums
     Mbarrier full[STAGES];
     Mbarrier empty[STAGES];
 };
@@ -205,6 +205,7 @@ __device__ __forceinline__ void multiply(float (&d)[COLS / 2], Shared* shared, R
         before = ring.stage;
         if constexpr (pieces > 0) {
             if (piece < pieces) meanwhile(piece++);
+            __syncwarp();  // wgmma wants the warp whole
         }
     }
     if constexpr (pieces > 0) {

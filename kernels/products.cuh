@@ -42,7 +42,7 @@ struct Target {
 using Chunk = Vec<u32, 4>;
 
 // The biases of two columns that lie side by side.
-struct BiasPair {
+struct alignas(8) BiasPair {
     float low = 0.0f, high = 0.0f;
 
     template <Finish finish>
