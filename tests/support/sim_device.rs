@@ -14,7 +14,8 @@ use handbert::backend::cuda::device::{
 use handbert::backend::cuda::kernel::{Kernel, ModuleSpec};
 use handbert::backend::{Error, Result};
 
-use crate::simulator::{self, Module, Simulator, Swizzle, Tensor};
+use crate::simulator::tensor_map::{Swizzle, Tensor};
+use crate::simulator::{self, Module, Simulator};
 
 /// Device memory of a simulated GPU; freed when dropped.
 pub struct SimBuffer {

@@ -19,7 +19,7 @@ pub mod build;
 #[path = "simulator/source.rs"]
 mod source;
 #[path = "simulator/tensor_map.rs"]
-mod tensor_map;
+pub mod tensor_map;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -27,8 +27,6 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
-
-pub use tensor_map::{Swizzle, Tensor};
 
 /// What a launch does to a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

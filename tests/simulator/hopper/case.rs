@@ -5,8 +5,8 @@ use std::ffi::c_void;
 use bytemuck::{NoUninit, Pod, Zeroable};
 use half::bf16;
 
+pub use crate::simulator::tensor_map::{Swizzle, Tensor};
 use crate::simulator::{Access, Launch, Module, Region, Simulator};
-pub use crate::simulator::{Swizzle, Tensor};
 
 /// One argument's bytes; as large and as aligned as a TensorMap.
 #[derive(Clone, Copy)]
