@@ -384,6 +384,8 @@ main() {
     while read -r step budget <&3; do
         [ -z "$step" ] || perform "$step" "$budget"
     done 3<<<"$PLAN"
+    # Which way each product was computed, and what the others took.
+    cp "$HANDBERT_CACHE"/products-*.json "$OUT" 2>/dev/null
     failed=$(awk 'NR > 1 && $2 != 0 { n++ } END { print n + 0 }' "$SUMMARY")
     say all 0 "$SECONDS" "$failed of these did not end with 0"
     tar -czf "$WORK/all.tar.gz" -C "$OUT" --exclude all.tar.gz . 2>/dev/null && mv "$WORK/all.tar.gz" "$OUT/all.tar.gz"
