@@ -1,4 +1,5 @@
-// rows.cu: rows picked out of the packed batch and put back; rows that are not live, cleared; the second half of sums over rows.
+// rows.cu: rows picked out of the packed batch and put back; rows that are not live, cleared; the second half of sums
+// over rows.
 //
 // gather_rows: y[i] = x[picked[i]];  scatter_rows: d_x = 0, and d_x[picked[i]] = d_y[i]
 //   x, d_x [N, cols], y, d_y [M or B, cols] bf16, cols a multiple of 8    picked [M or B] u32, never falling
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// ---- Rows that are not live --------------------------------------------------------------------------------------------
+// ---- Rows that are not live ------------------------------------------------------------------------------------------
 
 extern "C" __global__ void __launch_bounds__(THREADS) zero_dead_rows(bf16* __restrict__ matrix, u32 cols, Rows rows) {
     const u64 runs_of_row = cols / VEC, end = rows.capacity * runs_of_row, stride = gridDim.x * THREADS;

@@ -4,6 +4,7 @@
 //
 // Numbers are those of cublasLt.h, cublas_api.h and library_types.h, written here once more: the bindings that are tested
 // must not be what they are tested against.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -81,8 +82,10 @@ struct Attributes {
     Status set(i32 attribute, const void* from, size_t bytes) {
         auto found = values.find(attribute);
         if (found == values.end()) return refuse(INVALID_VALUE, "no attribute " + std::to_string(attribute));
-        if (from == nullptr || bytes != found->second.size())
-            return refuse(INVALID_VALUE, "attribute " + std::to_string(attribute) + " has not " + std::to_string(bytes) + " bytes");
+        if (from == nullptr || bytes != found->second.size()) {
+            const std::string name = "attribute " + std::to_string(attribute);
+            return refuse(INVALID_VALUE, name + " has not " + std::to_string(bytes) + " bytes");
+        }
         memcpy(found->second.data(), from, bytes);
         return SUCCESS;
     }
@@ -165,7 +168,8 @@ Status examine(const Operation& op, const Layout& a, const Layout& b, const Layo
     for (const Layout& layout : {a, b, c, d})
         if (layout.rows == 0 || layout.cols == 0 || layout.ld < static_cast<i64>(layout.rows))
             return refuse(INVALID_VALUE, "a layout of " + text(layout));
-    problem = {d.rows, d.cols, 0, a, b, d, op.get<i32>(DESC_TRANSA), op.get<i32>(DESC_TRANSB), op.get<u32>(DESC_EPILOGUE), nullptr};
+    const i32 transposed_a = op.get<i32>(DESC_TRANSA), transposed_b = op.get<i32>(DESC_TRANSB);
+    problem = {d.rows, d.cols, 0, a, b, d, transposed_a, transposed_b, op.get<u32>(DESC_EPILOGUE), nullptr};
     for (i32 transposed : {problem.transposed_a, problem.transposed_b})
         if (transposed != OP_N && transposed != OP_T) return refuse(INVALID_VALUE, "an operation on a matrix");
     const u64 m = problem.transposed_a ? a.cols : a.rows, depth = problem.transposed_a ? a.rows : a.cols;
@@ -186,8 +190,8 @@ Status examine(const Operation& op, const Layout& a, const Layout& b, const Layo
 // A way is good for one problem, by whatever pointers.
 u64 fingerprint(const Problem& p) {
     u64 hash = 14695981039346656037ull;
-    for (u64 value : {p.m, p.n, p.k, u64(p.a.ld), u64(p.b.ld), u64(p.d.ld), u64(p.d.type), u64(p.transposed_a), u64(p.transposed_b),
-                      u64(p.epilogue)})
+    for (u64 value : {p.m, p.n, p.k, u64(p.a.ld), u64(p.b.ld), u64(p.d.ld), u64(p.d.type), u64(p.transposed_a),
+                      u64(p.transposed_b), u64(p.epilogue)})
         hash = (hash ^ value) * 1099511628211ull;
     return hash;
 }
@@ -237,7 +241,8 @@ float dot(const Problem& p, u64 scheme, const void* a, const void* b, u64 row, u
 
 Status check_algo(const Algo* algo, const Problem& problem) {
     if (algo == nullptr) return refuse(INVALID_VALUE, "no way is given");
-    if (algo->data[MAGIC] != IS_ALGO || algo->data[CHECK] != checksum(*algo)) return refuse(INVALID_VALUE, "a way that was not offered");
+    if (algo->data[MAGIC] != IS_ALGO || algo->data[CHECK] != checksum(*algo))
+        return refuse(INVALID_VALUE, "a way that was not offered");
     if (algo->data[VERSION] != version) return refuse(INVALID_VALUE, "a way of another version");
     if (algo->data[PROBLEM] != fingerprint(problem)) return refuse(INVALID_VALUE, "a way for another product");
     return SUCCESS;
@@ -361,26 +366,30 @@ EXPORT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Operation* operatio
         result.state = *count == 1 ? NOT_SUPPORTED : SUCCESS;
         if (*count == 1) continue;
         result.workspace_bytes = *count == 0 ? preference->get<u64>(PREF_MAX_WORKSPACE_BYTES) : 0;
-        result.algo = {IS_ALGO, version, alignment_of(problem.bias), result.workspace_bytes, *count == 0 ? split : 0, fingerprint(problem), alignment, 0};
+        const u64 scheme = *count == 0 ? split : 0, bias_alignment = alignment_of(problem.bias);
+        result.algo = {IS_ALGO, version, bias_alignment, result.workspace_bytes, scheme, fingerprint(problem), alignment, 0};
         result.algo.data[CHECK] = checksum(result.algo);
     }
     return SUCCESS;
 }
 
-EXPORT Status cublasLtMatmul(Handle* handle, Operation* operation, const void* alpha, const void* a, Layout* a_layout, const void* b,
-                             Layout* b_layout, const void* beta, const void* c, Layout* c_layout, void* d, Layout* d_layout,
-                             const Algo* algo, void* workspace, size_t workspace_bytes, void* stream) {
+EXPORT Status cublasLtMatmul(Handle* handle, Operation* operation, const void* alpha, const void* a, Layout* a_layout,
+                             const void* b, Layout* b_layout, const void* beta, const void* c, Layout* c_layout, void* d,
+                             Layout* d_layout, const Algo* algo, void* workspace, size_t workspace_bytes, void* stream) {
     std::lock_guard<std::mutex> guard(lock);
     Problem problem;
     if (Status status = in_use({handle, operation, a_layout, b_layout, c_layout, d_layout})) return status;
     if (Status status = examine(*operation, *a_layout, *b_layout, *c_layout, *d_layout, problem)) return status;
     if (Status status = check_algo(algo, problem)) return status;
     if (workspace_bytes < algo->data[WORKSPACE]) return refuse(INVALID_VALUE, "too small a workspace");
-    if (workspace_bytes > 0 && (workspace == nullptr || !is_multiple(workspace, 256))) return refuse(INVALID_VALUE, "a workspace not aligned");
-    if (alpha == nullptr || beta == nullptr || a == nullptr || b == nullptr || d == nullptr) return refuse(INVALID_VALUE, "a null pointer");
+    if (workspace_bytes > 0 && (workspace == nullptr || !is_multiple(workspace, 256)))
+        return refuse(INVALID_VALUE, "a workspace not aligned");
+    for (const void* pointer : {alpha, beta, a, b, static_cast<const void*>(d)})
+        if (pointer == nullptr) return refuse(INVALID_VALUE, "a null pointer");
     for (const void* pointer : {a, b, c, static_cast<const void*>(d)})
         if (!is_multiple(pointer, algo->data[ALIGNMENT])) return refuse(INVALID_VALUE, "a matrix not aligned as was said");
-    if (!is_multiple(problem.bias, algo->data[BIAS_ALIGNMENT])) return refuse(INVALID_VALUE, "a bias not aligned as was said");
+    if (!is_multiple(problem.bias, algo->data[BIAS_ALIGNMENT]))
+        return refuse(INVALID_VALUE, "a bias not aligned as was said");
     const float scale = *static_cast<const float*>(alpha), of_c = *static_cast<const float*>(beta);
     if (of_c != 0 && c != d) return refuse(NOT_SUPPORTED, "C is another matrix than D");
     last_stream = stream;

@@ -220,8 +220,8 @@ impl Described {
         use cublasLtMatmulDescAttributes_t as Attribute;
         let raw = result::create_matmul_desc(cublasComputeType_t::CUBLAS_COMPUTE_32F, cudaDataType::CUDA_R_32F)?;
         let operation = Kept { raw, free: result::destroy_matmul_desc };
-        // As the columns of memory have them, our operands are [cols or depth, ...]: what is summed over must be the second
-        // dimension of the library's A and the first of its B.
+        // The library wants its A to be [cols, depth] and its B [depth, rows]. Seen by columns, our B is [depth, cols] in
+        // form Nt, and our A [rows, depth] in form Tn.
         if gemm.form == Form::Nt {
             set(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &TRANSPOSED)?;
         }
