@@ -1,38 +1,40 @@
 // matmul_hopper.cu: the products of a linear layer on Hopper: wgmma fed by tensor copies. For sm_90a alone.
-//   matmul_hopper_nt_bias             y = x W^T + b
-//   matmul_hopper_nt_bias_gelu        pre = x W^T + b; y = gelu(pre), of pre as stored (rounded), so that backward sees the same
-//   matmul_hopper_nn, _nn_add         d_x = d_y W; d_x += d_y W, in f32, rounded once
-//   matmul_hopper_nn_gelu_backward    d_pre = (d_y W) gelu'(pre); partials[row tile] = column sums of d_pre as stored, in f32
-//   matmul_hopper_nn_split            d_y W cut along the outputs into parts
-//   matmul_hopper_tn_accumulate       d_W += d_y^T x
-//   matmul_hopper_tn_split            d_y^T x cut along the rows into parts
-// Operands, what is live, pads, parts and partials are as in matmul.cu, whose sum_splits and add_splits add the parts; a row
-// tile has 128 rows here too. In maps a box has 64 columns, 128 bytes, by which it is swizzled:
-//   x_map [capacity, inputs] and d_y_map [capacity, lead]    nt, nn: boxes of 128 rows    tn: of 64
-//   w_map [outputs, inputs]                                  nt: boxes of 256 rows        nn: of 64
+//   matmul_hopper_nt_bias            y = x W^T + b
+//   matmul_hopper_nt_bias_gelu       pre = x W^T + b; y = gelu(pre), of pre as stored (rounded), as backward sees it
+//   matmul_hopper_nn, _nn_add        d_x = d_y W; d_x += d_y W, in f32, rounded once
+//   matmul_hopper_nn_gelu_backward   d_pre = (d_y W) gelu'(pre); partials[row tile] = column sums of d_pre as stored, f32
+//   matmul_hopper_nn_split           d_y W cut along the outputs into parts
+//   matmul_hopper_tn_accumulate      d_W += d_y^T x
+//   matmul_hopper_tn_split           d_y^T x cut along the rows into parts
+// Operands, what is live, pads, parts and partials are as in matmul.cu, whose sum_splits and add_splits add the parts;
+// row tiles have 128 rows here too. In maps a box has 64 columns, 128 bytes, by which it is swizzled:
+//   x_map [capacity, inputs], d_y_map [capacity, lead]    nt, nn: boxes of 128 rows    tn: of 64
+//   w_map [outputs, inputs]                               nt: boxes of 256 rows        nn: of 64
 //
-// Plan (matmul_hopper.cuh). A persistent block an SM (384 threads, 216 KB); item i of all goes to block i mod blocks. A tile
-// is 128 x 256, its depth walked in stages of 64 (48 KB), a ring of 4. Warpgroup 0 copies; 1 and 2 multiply 64 rows each,
-// all sums in registers (128 a thread), and hand a stage back when the wgmma of the next are already under way. The copies
-// run on into the next tile while sums are rounded, staged through 2 KB a warp and stored, 16 bytes a lane and whole
-// 128-byte rows. What is added to, or the GELU's argument, comes the same way, the next 64 columns ahead of their use.
+// Plan (matmul_hopper.cuh). A persistent block an SM (384 threads, 216 KB); item i of all goes to block i mod blocks. A
+// tile is 128 x 256, its depth walked in stages of 64 (48 KB), a ring of 3. Warpgroup 0 copies; 1 and 2 multiply 64 rows
+// each, all sums in registers (128 a thread), and hand a stage back when the wgmma of the next are already under way.
+// What comes after the sums must not keep the tensor cores waiting: they are rounded into 64 KB of shared memory, and the
+// same threads that wait for the next tile's wgmma anyway take them from there, a piece a stage, apply GELU and store,
+// 16 bytes a lane and whole 128-byte rows. What sums are combined with is fetched beforehand in the same way; it is two
+// bytes a value too, so it lies where the result will. So between two tiles there is only the rounding.
 // Nothing is transposed: wgmma takes an operand whose depth counts the rows in memory (W in nn, both in tn) as it lies.
 // Columns first: the blocks that run together share a few row tiles of x and all of W, which stays in L2.
-// Where a stage holds rows that are not live, warpgroup 0 copies it thread by thread, with zeros for them: the last row tile
-// in nt and nn, the last stage of the depth in tn.
+// Where a stage holds rows that are not live, warpgroup 0 copies it thread by thread, with zeros for them: the last row
+// tile in nt and nn, the last stage of the depth in tn.
 //
-// Order of sums. Every value is one chain of wgmma over the depth, or over its part, so bits depend on neither the grid nor
-// the number of SMs. Column sums: a thread's two rows, the warp's 16 by a butterfly, the tile's eight warps in order.
+// Order of sums. Every value is one chain of wgmma over the depth, or over its part, so bits depend on neither the grid
+// nor the number of SMs. Column sums: a thread's two rows, a warp's 16 by a butterfly, a tile's eight warps in order.
 //
-// Cost: 2 R inputs outputs FLOP; bytes and floors as in matmul.cu (base size, an H200: qkv 0.235 ms, out 0.078, lin1 0.313,
-// lin2 0.313, forward, d_x and d_W alike, all by the tensor cores; an encoder's 72 products 16.9). Clocks of one SM for a tile
-// 768 deep: 12,300 of tensor cores; the end of a tile, whose instructions two warps to a scheduler issue, 2,000 to 2,700,
-// with GELU 8,600, with its backward 9,800 (counted in the machine code). Behind the end hide the copies of 4 stages and no
-// multiplication, since both warpgroups end together. So 80 to 85 % of the tensor cores' time at best, 55 to 60 % with GELU;
-// d_x of lin1 and d_W, which are deeper, 95 %. Whether L2 delivers is open: 48 KB a stage are 11.6 TB/s at full rate, of which
-// the blocks that run together ask for the same lines at about the same time. A published kernel of this same plan and
-// shape of tile, without multicast, is said to reach 855 TFLOP/s on an H100 (ThunderKittens, README), so it can be had.
-// Expected: 650 to 750 TFLOP/s, with GELU 450 to 550. Not yet run on a GPU.
+// Cost: 2 R inputs outputs FLOP; bytes and floors as in matmul.cu (base size, an H200: qkv 0.235 ms, out 0.078, lin1
+// 0.313, lin2 0.313; forward, d_x and d_W alike, all by the tensor cores; the encoder's 72 products of a step 16.9 ms).
+// Clocks of an SM, from the machine code, two warps to a scheduler: a stage is 1,024 of the tensor cores. Between tiles
+// some 700 go by (nn_add, and f32 results, 1,300; nn_gelu_backward, whose column sums are taken there, 2,300), 6 % of a
+// tile 768 deep. A stage's piece of GELU, or of its slope, takes some 900 beside wgmma, for 8 of the 12 stages.
+// Open is what L2 delivers: 48 KB a stage is 11.6 TB/s at full rate, although the blocks that run together ask for the
+// same lines at about the same time. A published kernel with this shape of tile and ring, without multicast to clusters,
+// is said to reach 855 TFLOP/s on an H100 (ThunderKittens, README), with deeper products and no GELU.
+// Expected: 600 to 750 TFLOP/s, d_W the most. If it is L2 that holds it back, multicast is next. Not yet run on a GPU.
 #include "matmul_hopper.cuh"
 
 // Which of the consuming warps this is; each has 16 rows of a tile.

@@ -2,7 +2,8 @@
 //   d [ROWS, COLS] f32 = a [ROWS, depth] b [depth, COLS], item after item of what there is to do
 // From the outside in: a block takes every gridDim-th item, a tile of the result over all or a part of the depth. Its first
 // warpgroup copies stages of both operands into a ring and runs ahead, into the next item too; the other two multiply, 64
-// rows of the tile each, and hand their sums, in registers, to whoever called `run`.
+// rows of the tile each, and hand their sums, in registers, to the tail that `run` was given. While they wait for wgmma they
+// do what the tail has left to do.
 #pragma once
 
 #include "products.cuh"
@@ -239,7 +240,8 @@ __device__ __forceinline__ void run(Shared* shared, const A& a, const B& b, cons
     } else {
         setmaxnreg_inc<CONSUMER_REGISTERS>();
         Ring ring;
-        u32 group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0) - 1;  // one for a warp, so that the compiler sees it
+        // From one lane, so that the compiler sees that a warp has but one.
+        u32 group = __shfl_sync(ALL_LANES, threadIdx.x / WARPGROUP, 0) - 1;
         float d[COLS / 2];
         u32 items = work.items();
         for (u32 i = blockIdx.x; i < items; i += gridDim.x) {

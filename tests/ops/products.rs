@@ -227,6 +227,8 @@ fn every_product_of_every_shape() {
     for shape in [
         shape(1, 64, 64),
         shape(65, 128, 320),
+        // A row less than a box.
+        shape(127, 64, 128),
         shape(128, 64, 128),
         shape(300, 128, 768),
         shape(65, 768, 128),

@@ -1,6 +1,6 @@
 //! ldmatrix and mma.sync, element by element, against the manual's figures.
 
-use half::bf16;
+use half::{bf16, f16};
 
 use super::tables;
 use super::trial::{Trial, input, output, update, values};
@@ -111,8 +111,13 @@ fn numbers_convert_as_the_manual_says() {
     let ties = [f32::from_bits(0x3f80_8000), f32::from_bits(0x3f81_8000), f32::from_bits(0x3f80_8001)];
     let mut x = vec![0.0, -0.0, 1.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, subnormal, -200.0, -126.0, f32::MAX];
     x.extend(ties);
+    // Of f16: ties among normal numbers, the largest, what rounds beyond it, subnormals and ties among them.
+    let f16_ties = [0x3f80_1000, 0x3f80_3000, 0x3f80_1001, 0x477f_e000, 0x477f_efff, 0x477f_f000].map(f32::from_bits);
+    x.extend(f16_ties);
+    x.extend([0.7, 2f32.powi(-14), 2f32.powi(-24), 2f32.powi(-25), 3.0 * 2f32.powi(-25), 0.999_99 * 2f32.powi(-14)]);
     x.resize(32, 0.5);
-    let Some(outputs) = warp("numbers", vec![input(&x), output::<u32>(32), output::<f32>(32)]).passes() else { return };
+    let to = [output::<u32>(32), output::<f32>(32), output::<u32>(32), output::<f32>(64)];
+    let Some(outputs) = warp("numbers", [vec![input(&x)], to.into()].concat()).passes() else { return };
     let bits = |x: f32| if x.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(x).to_bits()) };
     let expected: Vec<u32> = x.iter().map(|&x| bits(x) | bits(-x) << 16).collect();
     assert_eq!(values::<u32>(&outputs[0]), expected);
@@ -120,4 +125,13 @@ fn numbers_convert_as_the_manual_says() {
     assert_eq!(power[..5], [1.0, 1.0, 2.0, f32::INFINITY, 0.0]);
     assert!(power[5].is_nan());
     assert_eq!(power[6..9], [1.0, 0.0, f32::MIN_POSITIVE]);
+    let half_bits = |x: f32| if x.is_nan() { 0x7fff } else { u32::from(f16::from_f32(x).to_bits()) };
+    let expected: Vec<u32> = x.iter().map(|&x| half_bits(x) | half_bits(-x) << 16).collect();
+    assert_eq!(values::<u32>(&outputs[2]), expected);
+    let back = values::<f32>(&outputs[3]);
+    for (pair, x) in back.chunks(2).zip(&x) {
+        for (got, x) in pair.iter().zip([*x, -*x]) {
+            assert!(got.to_bits() == f16::from_f32(x).to_f32().to_bits() || (got.is_nan() && x.is_nan()), "{x}: {got}");
+        }
+    }
 }

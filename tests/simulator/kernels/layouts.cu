@@ -47,9 +47,11 @@ extern "C" __global__ void multiply(const u32* a, const u32* b, float* d) {
     for (u32 i = 0; i < 4; i++) d[4 * lane + i] = sum[i];
 }
 
-// pack_bf16x2 and exp2_fast of each value.
-extern "C" __global__ void numbers(const float* x, u32* packed, float* power) {
+// pack_bf16x2 and exp2_fast of each value, pack_f16x2 and back.
+extern "C" __global__ void numbers(const float* x, u32* packed, float* power, u32* halves, float* back) {
     u32 t = threadIdx.x;
     packed[t] = pack_bf16x2(x[t], -x[t]);
     power[t] = exp2_fast(x[t]);
+    halves[t] = pack_f16x2(x[t], -x[t]);
+    unpack_f16x2(back[2 * t], back[2 * t + 1], halves[t]);
 }
