@@ -32,8 +32,8 @@
 // some 700 go by (nn_add, and f32 results, 1,300; nn_gelu_backward, whose column sums are taken there, 2,300), 6 % of a
 // tile 768 deep. A stage's piece of GELU, or of its slope, takes some 900 beside wgmma, for 8 of the 12 stages.
 // Open is what L2 delivers: 48 KB a stage is 11.6 TB/s at full rate, although the blocks that run together ask for the
-// same lines at about the same time. A published kernel with this shape of tile and ring, without multicast to clusters,
-// is said to reach 855 TFLOP/s on an H100 (ThunderKittens, README), with deeper products and no GELU.
+// same lines at about the same time. A published kernel with this shape of tile, a ring of 4 and no multicast to clusters
+// is said to reach 855 TFLOP/s on an H100 (ThunderKittens, README), in deeper products and without GELU.
 // Expected: 600 to 750 TFLOP/s, d_W the most. If it is L2 that holds it back, multicast is next. Not yet run on a GPU.
 #include "matmul_hopper.cuh"
 
@@ -348,7 +348,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 template <Store how>
 __device__ __forceinline__ void weight_gradient(Shared* shared, const Operand<Of::Tokens, Major::MN, ROWS>& d_y,
-                                                const Operand<Of::Tokens, Major::MN, COLS>& x, float* to, u32 outputs, u32 share) {
+                                                const Operand<Of::Tokens, Major::MN, COLS>& x, float* to, u32 outputs,
+                                                u32 share) {
     Work work{outputs, x.lead, x.live, share};
     run(shared, d_y, x, work, ToF32<how>{work, to, static_cast<u64>(outputs) * x.lead, {}});
 }

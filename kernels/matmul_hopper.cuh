@@ -2,8 +2,8 @@
 //   d [ROWS, COLS] f32 = a [ROWS, depth] b [depth, COLS], item after item of what there is to do
 // From the outside in: a block takes every gridDim-th item, a tile of the result over all or a part of the depth. Its first
 // warpgroup copies stages of both operands into a ring and runs ahead, into the next item too; the other two multiply, 64
-// rows of the tile each, and hand their sums, in registers, to the tail that `run` was given. While they wait for wgmma they
-// do what the tail has left to do.
+// rows of the tile each, and hand their sums, in registers, to the tail that `run` was given. While they wait for wgmma
+// they do what the tail has left to do.
 #pragma once
 
 #include "products.cuh"

@@ -99,10 +99,10 @@ __device__ __forceinline__ u32 sums_col() {
     return threadIdx.x % WARP % 4 / 2 * 4;
 }
 
-// Stores 16 rows x 8 n columns of a warp straight from registers; `sum(j, i)` is value i of mma's fragment of columns 8j to
-// 8j + 7. `to` is the lane's own first place, `exists(j)` whether its four columns from 8j on do. Neighbouring lanes hold two
-// columns each of the same two rows; they trade, so that the even one has four columns of the upper row and the odd one four
-// of the lower. A row of a warp's store is then a 32-byte sector.
+// Stores 16 rows x 8 n columns of a warp straight from registers; `sum(j, i)` is value i of mma's fragment of columns 8j
+// to 8j + 7. `to` is the lane's own first place, `exists(j)` whether its four columns from 8j on do. Neighbouring lanes
+// hold two columns each of the same two rows; they trade, so that the even one has four columns of the upper row and the
+// odd one four of the lower. A row of a warp's store is then a 32-byte sector.
 template <Store how, u32 n, class Sum, class Exists>
 __device__ __forceinline__ void store_rows_of_sums(float* to, Sum sum, Exists exists) {
     bool odd = threadIdx.x % 2 != 0;
