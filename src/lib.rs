@@ -8,6 +8,7 @@
 //! | [`philox`] | the counter-based random numbers behind dropout, masks, order and initial weights | nothing |
 //! | [`data`] | text → token ids → token set (memory-mapped) → packed batches → masks | `philox` |
 //! | [`backend`] | how an op is computed: the [`backend::Backend`] trait, and the CPU's and the GPU's answers to it | `philox` |
+//! | [`check`] | is a backend right? every op against an f64 reference, on many shapes | `backend`, `philox` |
 //! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
 //! | [`train`] | step, optimizer, schedule, policy, checkpoint, metrics, report | `model`, `data` |
 //! | [`predict`] | streaming inference over files | `model`, `data` |
@@ -21,6 +22,7 @@
 
 pub mod backend;
 pub mod bench;
+pub mod check;
 pub mod cli;
 pub mod data;
 pub mod model;

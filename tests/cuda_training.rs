@@ -6,9 +6,6 @@ mod support {
 }
 #[path = "support/faulty_device.rs"]
 mod faulty_device;
-#[path = "support/reference/mod.rs"]
-#[allow(dead_code)] // The op suite uses the rest.
-mod reference;
 #[path = "support/reference_backend.rs"]
 mod reference_backend;
 #[path = "support/sim_device.rs"]
@@ -21,10 +18,10 @@ use std::path::Path;
 use faulty_device::{Fault, FaultyDevice};
 use handbert::backend::Backend;
 use handbert::backend::cuda::CudaBackend;
+use handbert::check::reference::Mixed;
 use handbert::train::checkpoint::{Checkpoint, directory};
 use handbert::train::run_dir::read_metrics;
 use handbert::train::{Ended, Error, Every, Length, Record, Replay, Silent, Start, Summary, Task, TrainPlan, run};
-use reference::Mixed;
 use reference_backend::Reference;
 use support::training::{Corpus, Watcher, config, corpus, cpu, plan, start, weights};
 
@@ -175,7 +172,7 @@ fn what_was_begun_on_one_goes_on_on_the_other() {
 
 /// A run on a device with this fault, into a directory where a run of two steps was saved.
 fn faulty(corpus: &Corpus, out: &Path, fault: Fault) -> Option<handbert::train::Result<Summary>> {
-    let be = CudaBackend::new(FaultyDevice::new(fault)?);
+    let be = CudaBackend::new(FaultyDevice::new(fault, Box::new(|_, _| Ok(())))?);
     let from = Start::resume(out).expect("a checkpoint");
     let plan = six_steps(out);
     Some(match be {

@@ -257,6 +257,8 @@ pub trait Memory {
     fn write_mat(&self, mat: &mut Self::Mat, rows: usize, values: &[f32]) -> Result<()>;
     /// Live rows of statistics, row-major.
     fn read_stats(&self, stats: &Self::Stats) -> Result<Vec<f32>>;
+    /// [`Memory::write_mat`] for statistics.
+    fn write_stats(&self, stats: &mut Self::Stats, rows: usize, values: &[f32]) -> Result<()>;
     /// A tally of zeros.
     fn tally(&self) -> Result<Self::Tally>;
     /// Sends the sums so far to the host, without waiting for them; they start again from zero.

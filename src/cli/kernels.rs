@@ -1,4 +1,6 @@
-//! `handbert kernels list|compile`.
+//! `handbert kernels list|check|compile`.
+
+mod check;
 
 use std::path::PathBuf;
 
@@ -14,6 +16,8 @@ use crate::backend::cuda::kernel::{FAMILIES, Family, ModuleSpec, families};
 pub enum Task {
     /// What each kernel computes, and what it takes: registers, shared memory, spills
     List(ListArgs),
+    /// Every op of the device at hand against an f64 reference: a table of errors, and an exit code
+    Check(check::Args),
     /// Compile all kernels ahead of time, without a GPU, for machines without NVRTC (they set HANDBERT_KERNELS=DIR)
     Compile(CompileArgs),
 }
@@ -50,6 +54,7 @@ fn size(text: &str) -> Result<(String, u32), String> {
 
 pub fn run(task: &Task, common: &Common) -> Result<Outcome> {
     let (json, text) = match task {
+        Task::Check(args) => return check::run(args, common),
         Task::List(args) => list(args.arch)?,
         Task::Compile(args) => compile(args)?,
     };

@@ -62,7 +62,7 @@ enum Command {
     Inspect(inspect::Args),
     /// What a training step or a forward pass takes on a GPU, before a run: time, memory, disk
     Plan(plan::Args),
-    /// The CUDA kernels: what there is, and compiling them ahead of time
+    /// The CUDA kernels: what there is, whether they are right, and compiling them ahead of time
     #[command(subcommand)]
     Kernels(kernels::Task),
     /// Measure this device: every op, whole training steps, forward passes

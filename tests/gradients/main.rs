@@ -5,9 +5,6 @@
 
 #[path = "../support/hf_case.rs"]
 mod hf_case;
-#[path = "../support/reference/mod.rs"]
-#[allow(dead_code)] // The op suite uses the rest.
-mod reference;
 #[path = "../support/reference_backend.rs"]
 mod reference_backend;
 #[path = "../support/sim_device.rs"]
@@ -18,9 +15,9 @@ mod simulator;
 use handbert::backend::Backend;
 use handbert::backend::cpu::Cpu;
 use handbert::backend::cuda::CudaBackend;
+use handbert::check::reference::Mixed;
 use handbert::model::{DistilBert, ParamSpec};
 use hf_case::{Case, LIMIT, Packed, Pass, largest, loss_and_grads, relative_error, sampled, training, without_dropout};
-use reference::Mixed;
 use reference_backend::Reference;
 use sim_device::SimDevice;
 

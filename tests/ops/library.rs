@@ -5,8 +5,8 @@ use handbert::backend::cuda::CudaBackend;
 use handbert::backend::cuda::device::{Device, Form, Gemm, GemmWay, LiveRows, Rectangle, Region, Sums};
 use handbert::backend::cuda::ops::rows::zero_dead_rows;
 
-use crate::random::Random;
 use crate::sim_device::{SimBuffer, SimDevice};
+use handbert::check::random::Random;
 
 /// With a library; `None` where there is no C++ compiler.
 fn device() -> Option<SimDevice> {

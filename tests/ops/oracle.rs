@@ -3,18 +3,17 @@
 
 use handbert::backend::{AdamW, Dropout};
 
-use crate::batches::{Masks, TestBatch};
-use crate::harness::widen;
-use crate::random::Random;
-use crate::reference::attention::Attention;
-use crate::reference::cross_entropy::{cross_entropy, top_k};
-use crate::reference::embedding::{look_up, look_up_backward};
-use crate::reference::gelu::{gelu, gelu_backward};
-use crate::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
-use crate::reference::linear::{linear, linear_backward};
-use crate::reference::optimizer::{State, adamw, grad_norm};
-use crate::reference::rows::{gather, relu_dropout, relu_dropout_backward, scatter};
-use crate::reference::{add_rows, dot, erf, hadamard, keep};
+use handbert::check::batches::{Masks, TestBatch};
+use handbert::check::random::Random;
+use handbert::check::reference::attention::{Attention, Place};
+use handbert::check::reference::cross_entropy::{cross_entropy, top_k};
+use handbert::check::reference::embedding::{look_up, look_up_backward};
+use handbert::check::reference::gelu::{gelu, gelu_backward};
+use handbert::check::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
+use handbert::check::reference::linear::{linear, linear_backward};
+use handbert::check::reference::optimizer::{State, adamw, grad_norm};
+use handbert::check::reference::rows::{gather, relu_dropout, relu_dropout_backward, scatter};
+use handbert::check::reference::{add_rows, dot, erf, hadamard, keep, widen};
 
 /// Step of the differences. Their error is h²/6 of the third derivative, plus ε/h of the value.
 const H: f64 = 1.0 / 131_072.0;
@@ -146,14 +145,16 @@ fn layernorm_gradients() {
 #[test]
 fn attention_gradients_and_probabilities() {
     let (heads, width) = (2, 8);
+    let first = Place::default();
+    let attention = |drop| Attention { cu_seqlens: &[0, 3, 3, 5, 6], heads, width, drop, step: 1, first };
     let mut random = Random::new(4);
     for drop in [Dropout::NONE, Dropout::new(0.3, 2, 7)] {
-        let attention = Attention { cu_seqlens: &[0, 3, 3, 5, 6], heads, width, drop, step: 1 };
+        let attention = attention(drop);
         let (qkv, c) = (normals(&mut random, 6 * 3 * width), normals(&mut random, 6 * width));
         let loss = |qkv: &[f64]| dot(&attention.forward(qkv).0, &c);
         check_gradient("d_qkv", &qkv, &attention.backward(&qkv, &c), loss);
     }
-    let attention = Attention { cu_seqlens: &[0, 3, 3, 5, 6], heads, width, drop: Dropout::NONE, step: 1 };
+    let attention = attention(Dropout::NONE);
     let mut qkv = normals(&mut random, 6 * 3 * width);
     // Values of one: whatever the probabilities are, they add up.
     qkv.chunks_mut(3 * width).for_each(|row| row[2 * width..].fill(1.0));
@@ -194,7 +195,7 @@ fn relu_gradients_and_rows() {
     check_gradient("d_x", &x, &relu_dropout_backward(&x, &keep, &c), |x| dot(&relu_dropout(x, &keep), &c));
     let batch = TestBatch::new(&[4, 2], 10, &mut random).masked(Masks::Some, &mut random);
     for pick in [handbert::backend::Pick::Masked, handbert::backend::Pick::First] {
-        let picked = crate::reference::rows::picked(&batch.view(), pick);
+        let picked = handbert::check::reference::rows::picked(&batch.view(), pick);
         assert_eq!(picked, if pick == handbert::backend::Pick::First { [0, 4] } else { [1, 4] });
         let c = &c[..picked.len() * width];
         check_gradient("scatter", &x, &scatter(c, &picked, rows, width), |x| dot(&gather(x, &picked, width), c));

@@ -8,15 +8,37 @@ use handbert::backend::cuda::device::{Device, LiveRows, Region};
 use handbert::backend::cuda::memory::Allocation;
 use handbert::backend::cuda::ops::product::{Bias, Onto, Product, Task, run};
 
-use crate::harness::{Outputs, assert_same_bits};
-use crate::random::Random;
-use crate::reference::gelu::{gelu, gelu_backward};
-use crate::reference::linear::{linear, linear_backward};
-use crate::reference::{Mixed, Scalar, add_rows, cast, rounded, stored, widen};
+use handbert::check::random::Random;
+use handbert::check::reference::gelu::{gelu, gelu_backward};
+use handbert::check::reference::linear::{linear, linear_backward};
+use handbert::check::reference::{Mixed, Scalar, add_rows, cast, rounded, stored, widen};
+use handbert::check::tolerance::{Unit, measure};
+
 use crate::sim_device::SimDevice;
-use crate::tolerance::{Unit, assert_close};
 
 type Backend = CudaBackend<SimDevice>;
+
+/// By name.
+type Outputs = Vec<(&'static str, Vec<f64>)>;
+
+/// Each output within the tolerance rule of `exact`, as the suite has it.
+fn assert_close(what: &str, got: &Outputs, exact: &Outputs, naive: &Outputs) {
+    assert_eq!(got.len(), exact.len(), "{what}: number of outputs");
+    for ((got, exact), naive) in got.iter().zip(exact).zip(naive) {
+        assert_eq!((got.0, exact.0), (exact.0, naive.0), "{what}: order of the outputs");
+        let unit = if ["d_weight", "d_bias"].contains(&got.0) { Unit::F32 } else { Unit::Bf16 };
+        assert_eq!(got.1.len(), exact.1.len(), "{what}: {}: number of elements", got.0);
+        let verdict = measure(unit, &got.1, &exact.1, &naive.1, 0.0);
+        assert!(verdict.passes(), "{what}: {}: {verdict:?}", got.0);
+    }
+}
+
+fn assert_same_bits(what: &str, one: &Outputs, other: &Outputs) {
+    for ((name, one), (_, other)) in one.iter().zip(other) {
+        let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<u64>>();
+        assert!(bits(one) == bits(other), "{what}: {name}");
+    }
+}
 
 /// A layer, and how many of the rows that there is room for are live.
 #[derive(Debug, Clone, Copy)]
@@ -144,14 +166,8 @@ impl Case {
                 continue;
             }
             let Some(be) = (Machine { origin, seed: 1, multiprocessors: 3 }).backend() else { return };
-            let got = self.run(&be);
-            assert_eq!(got.len(), exact.len(), "number of outputs");
-            for ((got, exact), naive) in got.iter().zip(&exact).zip(&naive) {
-                assert_eq!((got.0, exact.0), (exact.0, naive.0), "order of the outputs");
-                let unit = if ["d_weight", "d_bias"].contains(&got.0) { Unit::F32 } else { Unit::Bf16 };
-                let what = format!("{origin:?}, {:?}: {}", self.shape, got.0);
-                assert_close(&what, unit, &got.1, &exact.1, &naive.1, 0.0);
-            }
+            let what = format!("{origin:?}, {:?}", self.shape);
+            assert_close(&what, &self.run(&be), &exact, &naive);
         }
     }
 }
@@ -278,7 +294,7 @@ fn bits_depend_on_neither_threads_nor_multiprocessors() {
             for (seed, multiprocessors) in [(2, 1), (3, 3), (4, 132)] {
                 let machine = Machine { origin, seed, multiprocessors };
                 let again = case.run(&machine.backend().expect("there was one before"));
-                assert_same_bits(&format!("{shape:?}"), &format!("{machine:?}"), &first, &again);
+                assert_same_bits(&format!("{shape:?}, {machine:?}"), &first, &again);
             }
         }
     }
@@ -290,9 +306,6 @@ fn trying_ways_out_changes_nothing() {
     let case = case(shape(130, 64, 128));
     let Some(device) = SimDevice::new(1) else { return };
     let choosing = CudaBackend::new(device).expect("a backend").choosing(Choices::quickest(&WAYS, None));
-    let (got, exact, naive) = (case.run(&choosing), case.reference::<f64>(), case.reference::<Mixed>());
-    for ((got, exact), naive) in got.iter().zip(&exact).zip(&naive) {
-        let unit = if ["d_weight", "d_bias"].contains(&got.0) { Unit::F32 } else { Unit::Bf16 };
-        assert_close(&format!("{}, of the quickest way", got.0), unit, &got.1, &exact.1, &naive.1, 0.0);
-    }
+    let (exact, naive) = (case.reference::<f64>(), case.reference::<Mixed>());
+    assert_close("the quickest way", &case.run(&choosing), &exact, &naive);
 }

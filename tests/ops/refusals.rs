@@ -5,10 +5,10 @@ use handbert::backend::{
     VocabProjection,
 };
 
-use crate::batches::{Masks, TestBatch};
-use crate::harness::{Room, Tested};
-use crate::params::Params;
-use crate::random::Random;
+use handbert::check::batches::{Masks, TestBatch};
+use handbert::check::params::Params;
+use handbert::check::random::Random;
+use handbert::check::room::Room;
 
 /// C
 const WIDTH: usize = 64;
@@ -87,7 +87,7 @@ fn refuses<T>(what: &str, result: Result<T>) {
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+pub fn suite<B: Backend>(be: &B) {
     let batch = batch();
     let mut counts = batch.counts();
     // Room for more rows than the batch has, so that too many live rows are possible.

@@ -1,10 +1,9 @@
 //! upload: each broken rule is an error, never a panic, and nothing valid is refused.
 
-use handbert::backend::{Capacity, Error};
+use handbert::backend::{Backend, Capacity, Error};
 
-use crate::batches::{Masks, TestBatch};
-use crate::harness::Tested;
-use crate::random::Random;
+use handbert::check::batches::{Masks, TestBatch};
+use handbert::check::random::Random;
 
 const CAPACITY: Capacity = Capacity { tokens: 12, sequences: 4, masked: 5 };
 
@@ -79,7 +78,7 @@ fn overfull() -> [(&'static str, TestBatch); 3] {
     ]
 }
 
-pub fn suite<B: Tested>(be: &B) {
+pub fn suite<B: Backend>(be: &B) {
     let mut room = be.batch(CAPACITY).expect("room for a batch");
     let mut upload = |batch: &TestBatch| be.upload(&batch.view(), &batch.limits, &mut room);
     upload(&valid()).expect("a valid batch");

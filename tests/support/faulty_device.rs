@@ -1,4 +1,4 @@
-//! A simulated GPU that fails at a chosen call.
+//! A simulated GPU that fails at a chosen call, or does something after each launch.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -19,18 +19,22 @@ pub enum Fault {
     Lost(i64),
 }
 
+/// What is done after each launch.
+pub type AfterLaunch = Box<dyn Fn(&SimDevice, &Launch<'_>) -> Result<()> + Send + Sync>;
+
 /// [`SimDevice`], but for one fault.
 pub struct FaultyDevice {
     inner: SimDevice,
     fault: Fault,
     left: AtomicI64,
+    after_launch: AfterLaunch,
 }
 
 impl FaultyDevice {
     /// `None` where there is no simulated GPU.
-    pub fn new(fault: Fault) -> Option<FaultyDevice> {
+    pub fn new(fault: Fault, after_launch: AfterLaunch) -> Option<FaultyDevice> {
         let (Fault::NoMemory(number) | Fault::NoLaunch(number) | Fault::Lost(number)) = fault;
-        Some(FaultyDevice { inner: SimDevice::new(1)?, fault, left: AtomicI64::new(number) })
+        Some(FaultyDevice { inner: SimDevice::new(1)?, fault, left: AtomicI64::new(number), after_launch })
     }
 
     /// Counts a call that may be the one.
@@ -130,7 +134,8 @@ impl Device for FaultyDevice {
         if matches!(self.fault, Fault::NoLaunch(_)) && self.is_now() {
             return Err(launch.error("a launch that fails".into()));
         }
-        self.inner.launch(module, launch)
+        self.inner.launch(module, launch)?;
+        (self.after_launch)(&self.inner, launch)
     }
 
     fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>> {

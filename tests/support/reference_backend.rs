@@ -1,4 +1,4 @@
-//! The oracle as a backend: the plain lines of tests/support/reference under the model's own forward and backward pass.
+//! The oracle as a backend: the plain lines of `handbert::check::reference` under the model's own forward and backward pass.
 //! In f64 it says what a whole step should give, in [`Mixed`] how far off an honest bf16 computation is.
 
 use handbert::backend::{
@@ -6,15 +6,15 @@ use handbert::backend::{
     Pick, Planner, Precision, Result, Rows, Span, Tally, UpdateSpan, VocabProjection,
 };
 
-use crate::reference::attention::Attention;
-use crate::reference::cross_entropy::{self, cross_entropy};
-use crate::reference::embedding::{look_up, look_up_backward};
-use crate::reference::gelu::{gelu, gelu_backward};
-use crate::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
-use crate::reference::linear::{linear, linear_backward};
-use crate::reference::optimizer::{self, State};
-use crate::reference::rows::{gather, picked, relu_dropout, relu_dropout_backward, scatter};
-use crate::reference::{Scalar, add_rows, cast, hadamard, keep, stored};
+use handbert::check::reference::attention::{Attention, Place};
+use handbert::check::reference::cross_entropy::{self, cross_entropy};
+use handbert::check::reference::embedding::{look_up, look_up_backward};
+use handbert::check::reference::gelu::{gelu, gelu_backward};
+use handbert::check::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
+use handbert::check::reference::linear::{linear, linear_backward};
+use handbert::check::reference::optimizer::{self, State};
+use handbert::check::reference::rows::{gather, picked, relu_dropout, relu_dropout_backward, scatter};
+use handbert::check::reference::{Scalar, add_rows, cast, hadamard, keep, stored};
 
 /// Computes with these numbers.
 #[derive(Debug, Default)]
@@ -153,6 +153,9 @@ impl<T: Scalar> Memory for Reference<T> {
     fn read_stats(&self, stats: &Mat<T>) -> Result<Vec<f32>> {
         self.read_mat(stats)
     }
+    fn write_stats(&self, stats: &mut Mat<T>, rows: usize, values: &[f32]) -> Result<()> {
+        self.write_mat(stats, rows, values)
+    }
     fn tally(&self) -> Result<Tally> {
         Ok(Tally::default())
     }
@@ -201,7 +204,8 @@ fn keep_of<T: Scalar>(drop: &Dropout, batch: &Batch, len: usize, cols: usize) ->
 
 impl<T: Scalar> Reference<T> {
     fn attend<'a>(&self, batch: &'a Batch, heads: usize, width: usize, drop: &Dropout) -> Attention<'a> {
-        Attention { cu_seqlens: &batch.cu_seqlens, heads, width, drop: *drop, step: batch.step }
+        let first = Place::default();
+        Attention { cu_seqlens: &batch.cu_seqlens, heads, width, drop: *drop, step: batch.step, first }
     }
 
     fn logits(x: &Mat<T>, w: &[T], layer: &VocabProjection) -> Vec<T> {

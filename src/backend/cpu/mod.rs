@@ -144,6 +144,10 @@ impl Memory for Cpu {
         self.read_mat(stats)
     }
 
+    fn write_stats(&self, stats: &mut Mat, rows: usize, values: &[f32]) -> Result<()> {
+        self.write_mat(stats, rows, values)
+    }
+
     fn tally(&self) -> Result<Tally> {
         Ok(Tally::default())
     }

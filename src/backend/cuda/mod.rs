@@ -317,6 +317,10 @@ where
         self.read_mat(stats)
     }
 
+    fn write_stats(&self, stats: &mut Mat, rows: usize, values: &[f32]) -> Result<()> {
+        self.write_mat(stats, rows, values)
+    }
+
     fn tally(&self) -> Result<Tally> {
         let memory = Allocation::new(&self.device, size_of::<DeviceTally>(), "the tally")?;
         self.device.fill(memory.region(), 0)?;

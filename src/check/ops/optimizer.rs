@@ -1,12 +1,13 @@
 //! grad_norm and adamw.
 
-use handbert::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
+use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
 
-use crate::harness::{OpCase, Outputs, Room, Tested, check, widen};
-use crate::linear::rows_only;
-use crate::random::Random;
-use crate::reference::optimizer::{State, adamw, grad_norm};
-use crate::reference::{Scalar, cast};
+use super::linear::rows_only;
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::random::Random;
+use crate::check::reference::optimizer::{State, adamw, grad_norm};
+use crate::check::reference::{Scalar, cast, widen};
+use crate::check::room::Room;
 
 const HYPER: AdamW =
     AdamW { learning_rate: 3e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, max_norm: 1.0, step: 1 };
@@ -19,37 +20,48 @@ struct Norm {
 }
 
 impl OpCase for Norm {
-    fn describe(&self) -> String {
-        format!("grad_norm of {} elements", self.grads.len())
+    fn op(&self) -> &'static str {
+        "grad_norm"
+    }
+
+    fn shape(&self) -> String {
+        format!("{} elements", self.grads.len())
     }
 
     fn counts(&self) -> Capacity {
         rows_only(1)
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         vec![("norm", vec![grad_norm::<T>(&cast(&self.grads)).to_f64()])]
     }
 
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
         let (be, mut tally) = (room.be, room.be.tally()?);
-        let mut flat = be.flat(self.grads.len())?;
-        be.write_flat(&mut flat, &self.grads)?;
+        let mut flat = room.flat(&self.grads)?;
         be.grad_norm(&flat, &mut tally)?;
         be.grad_norm(&flat, &mut tally)?;
         let norm = be.take_tally(&mut tally)?.grad_norm;
-        assert_eq!(be.take_tally(&mut tally)?, Tally::default());
+        let mut outputs = Outputs::from(vec![("norm", vec![norm])]);
+        let after = be.take_tally(&mut tally)?;
+        outputs.promise(after == Tally::default(), || format!("the tally is {after:?} after it was taken"));
         let mut copied = be.flat(self.grads.len())?;
         be.copy(&flat, &mut copied)?;
-        assert_eq!(be.read_flat(&copied)?, self.grads);
+        outputs.promise(bits(&be.read_flat(&copied)?) == bits(&self.grads), || "a copy has other bits".into());
         be.zero(&mut flat)?;
         be.grad_norm(&flat, &mut tally)?;
-        assert_eq!(be.take_tally(&mut tally)?.grad_norm, 0.0);
-        Ok(vec![("norm", vec![norm])])
+        let of_zeros = be.take_tally(&mut tally)?.grad_norm;
+        outputs.promise(of_zeros == 0.0, || format!("the norm of zeros is {of_zeros}"));
+        Ok(outputs)
     }
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
 /// Ten updates of parameters in spans, with gaps between the spans.
+#[derive(Clone)]
 struct Updates {
     hyper: AdamW,
     spans: Vec<UpdateSpan>,
@@ -82,16 +94,20 @@ fn updates(lens: &[usize], hyper: AdamW, scale: f32) -> Updates {
 }
 
 impl OpCase for Updates {
-    fn describe(&self) -> String {
+    fn op(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn shape(&self) -> String {
         let lens: Vec<usize> = self.spans.iter().map(|s| s.span.len).collect();
-        format!("{STEPS} steps of adamw, spans of {lens:?}, {:?}", self.hyper)
+        format!("{} steps, spans of {lens:?}, {:?}", self.grads.len(), self.hyper)
     }
 
     fn counts(&self) -> Capacity {
         rows_only(1)
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let mut all = State::<T> { w: cast(&self.w), m: cast(&self.m), v: cast(&self.v) };
         for (i, grads) in self.grads.iter().enumerate() {
             let hyper = AdamW { step: self.hyper.step + i as u32, ..self.hyper };
@@ -116,12 +132,7 @@ impl OpCase for Updates {
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
         let be = room.be;
         let (mut w, mut tally) = (be.weights(&self.w)?, be.tally()?);
-        let flat = |values: &[f32]| {
-            let mut flat = be.flat(values.len())?;
-            be.write_flat(&mut flat, values)?;
-            Result::Ok(flat)
-        };
-        let (mut m, mut v, mut grads) = (flat(&self.m)?, flat(&self.v)?, be.flat(self.w.len())?);
+        let (mut m, mut v, mut grads) = (room.flat(&self.m)?, room.flat(&self.v)?, be.flat(self.w.len())?);
         let mut hyper = be.hyper()?;
         for (i, values) in self.grads.iter().enumerate() {
             be.write_flat(&mut grads, values)?;
@@ -129,55 +140,89 @@ impl OpCase for Updates {
             be.set_hyper(&mut hyper, &AdamW { step: self.hyper.step + i as u32, ..self.hyper })?;
             be.adamw(&mut w, &grads, &mut m, &mut v, &self.spans, &hyper, &tally)?;
         }
-        let within = |name: &'static str, values: Vec<f32>| {
+        let mut outputs = Outputs::default();
+        for (name, values) in [("w", be.read_weights(&w)?), ("m", be.read_flat(&m)?), ("v", be.read_flat(&v)?)] {
             let inside = |i: usize| self.spans.iter().any(|s| s.span.range().contains(&i));
-            let strayed = (0..values.len()).find(|&i| !inside(i) && values[i].to_bits() != CANARY.to_bits());
-            assert_eq!(strayed, None, "adamw wrote {name} between the spans");
-            (name, self.spans.iter().flat_map(|s| widen(&values[s.span.range()])).collect::<Vec<f64>>())
-        };
-        Ok(vec![within("w", be.read_weights(&w)?), within("m", be.read_flat(&m)?), within("v", be.read_flat(&v)?)])
+            let strayed = (0..values.len()).find(|&i| values[i].to_bits() != CANARY.to_bits() && !inside(i));
+            outputs.promise(strayed.is_none(), || format!("{name} was written between the spans, at {strayed:?}"));
+            outputs.push(name, self.spans.iter().flat_map(|s| widen(&values[s.span.range()])).collect());
+        }
+        Ok(outputs)
     }
 }
 
 /// A norm that is not finite leaves weights and moments as they were, bit for bit.
-fn refuses_what_is_not_finite<B: Backend>(be: &B, poison: f32, max_norm: f32) {
-    let case = updates(&[64, 5, 130], HYPER, 1.0);
-    let run = || -> Result<()> {
-        let (mut w, mut tally) = (be.weights(&case.w)?, be.tally()?);
-        let [mut m, mut v, mut grads] = [be.flat(case.w.len())?, be.flat(case.w.len())?, be.flat(case.w.len())?];
-        be.write_flat(&mut m, &case.m)?;
-        be.write_flat(&mut v, &case.v)?;
-        let mut values = case.grads[0].clone();
-        values[case.spans[1].span.offset + 3] = poison;
-        be.write_flat(&mut grads, &values)?;
-        be.grad_norm(&grads, &mut tally)?;
-        let mut hyper = be.hyper()?;
-        be.set_hyper(&mut hyper, &AdamW { max_norm, ..HYPER })?;
-        be.adamw(&mut w, &grads, &mut m, &mut v, &case.spans, &hyper, &tally)?;
-        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
-        assert_eq!(bits(&be.read_weights(&w)?), bits(&case.w), "weights after a gradient of {poison}");
-        assert_eq!(bits(&be.read_flat(&m)?), bits(&case.m), "first moment after a gradient of {poison}");
-        assert_eq!(bits(&be.read_flat(&v)?), bits(&case.v), "second moment after a gradient of {poison}");
-        assert!(!be.take_tally(&mut tally)?.grad_norm.is_finite(), "the norm tells of it");
-        Ok(())
-    };
-    run().unwrap_or_else(|e| panic!("adamw with a gradient of {poison}: {e}"));
+struct NotFinite {
+    update: Updates,
+    poison: f32,
 }
 
-pub fn suite<B: Tested>(be: &B) {
+fn not_finite(poison: f32, max_norm: f32) -> NotFinite {
+    let mut update = updates(&[64, 5, 130], AdamW { max_norm, ..HYPER }, 1.0);
+    update.grads.truncate(1);
+    update.grads[0][update.spans[1].span.offset + 3] = poison;
+    NotFinite { update, poison }
+}
+
+impl OpCase for NotFinite {
+    fn op(&self) -> &'static str {
+        "adamw, norm not finite"
+    }
+
+    fn shape(&self) -> String {
+        format!("a gradient of {}, {}", self.poison, self.update.shape())
+    }
+
+    fn counts(&self) -> Capacity {
+        self.update.counts()
+    }
+
+    fn reference<T: Scalar>(&self) -> Values {
+        Updates { grads: Vec::new(), ..self.update.clone() }.reference::<T>()
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let mut outputs = self.update.run(room)?;
+        let before = self.reference::<f32>();
+        for (i, (name, before)) in before.iter().enumerate() {
+            let kept = outputs.values[i].1.iter().map(|x| x.to_bits()).eq(before.iter().map(|x| x.to_bits()));
+            outputs.promise(kept, || format!("{name} has changed"));
+        }
+        let (be, mut tally) = (room.be, room.be.tally()?);
+        be.grad_norm(&room.flat(&self.update.grads[0])?, &mut tally)?;
+        let norm = be.take_tally(&mut tally)?.grad_norm;
+        outputs.promise(!norm.is_finite(), || format!("the norm is {norm}"));
+        Ok(outputs)
+    }
+}
+
+/// The norm of many gradients.
+pub fn large_norm(len: usize) -> impl OpCase {
+    Norm { grads: Random::new(1).normals(len, 0.1) }
+}
+
+/// Two updates of long spans, unclipped: the naive norm of so many gradients is too far off to clip by.
+pub fn large_update(lens: &[usize]) -> impl OpCase {
+    let mut case = updates(lens, AdamW { max_norm: 0.0, ..HYPER }, 1.0);
+    case.grads.truncate(2);
+    case
+}
+
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     let mut random = Random::new(1);
     for len in [1, 3, 64, 1000, 200_003] {
-        check(be, Norm { grads: random.normals(len, 0.1) });
+        suite.check(Norm { grads: random.normals(len, 0.1) });
     }
     let lens = [64, 1, 130, 5, 40_000, 768];
     // A norm of about 200 is clipped to 1; one of about 0.02 is not.
-    check(be, updates(&lens, HYPER, 1.0));
-    check(be, updates(&lens, HYPER, 1e-4));
-    check(be, updates(&lens, AdamW { max_norm: 0.0, ..HYPER }, 1.0));
-    check(be, updates(&lens, AdamW { step: 1000, weight_decay: 0.0, ..HYPER }, 1.0));
+    suite.check(updates(&lens, HYPER, 1.0));
+    suite.check(updates(&lens, HYPER, 1e-4));
+    suite.check(updates(&lens, AdamW { max_norm: 0.0, ..HYPER }, 1.0));
+    suite.check(updates(&lens, AdamW { step: 1000, weight_decay: 0.0, ..HYPER }, 1.0));
     for poison in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         for max_norm in [1.0, 0.0] {
-            refuses_what_is_not_finite(be, poison, max_norm);
+            suite.check(not_finite(poison, max_norm));
         }
     }
 }

@@ -1,10 +1,9 @@
 //! Parameters of one op in a flat buffer, with gaps between them that nobody may touch.
 
-use handbert::backend::{Backend, Linear, Norm, Result, Span};
-
-use crate::harness::{Outputs, widen};
-use crate::random::Random;
-use crate::reference::{Scalar, cast};
+use super::harness::Outputs;
+use super::random::Random;
+use super::reference::{Scalar, cast, widen};
+use crate::backend::{Backend, Linear, Norm, Result, Span};
 
 /// As in the model's parameter table.
 const ALIGNMENT: usize = 64;
@@ -63,8 +62,8 @@ impl Params {
         let flat = be.read_flat(flat)?;
         let touched = |i: usize| spans.iter().any(|(_, span)| span.range().contains(&i));
         let strayed = (0..flat.len()).find(|&i| flat[i].to_bits() != self.grads[i].to_bits() && !touched(i));
-        assert_eq!(strayed, None, "a gradient was written outside {spans:?}");
-        outputs.extend(spans.iter().map(|&(name, span)| (name, widen(&flat[span.range()]))));
+        outputs.promise(strayed.is_none(), || format!("a gradient was written outside {spans:?}, at {strayed:?}"));
+        outputs.values.extend(spans.iter().map(|&(name, span)| (name, widen(&flat[span.range()]))));
         Ok(())
     }
 }

@@ -1,13 +1,14 @@
 //! add_layernorm and add_layernorm_backward.
 
-use handbert::backend::{Backend, Capacity, Dropout, Norm, Result, Rows, Span};
+use crate::backend::{Backend, Capacity, Dropout, Norm, Result, Rows, Span};
 
-use crate::batches::{LENGTHS, Masks, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after, mean_and_rstd};
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
-use crate::reference::{Scalar, add_rows, cast, hadamard, keep, stored, widen};
+use crate::check::batches::{LENGTHS, Masks, TestBatch};
+use crate::check::harness::{OpCase, Outputs, Suite, Values, mean_and_rstd};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
+use crate::check::reference::{Scalar, add_rows, cast, hadamard, keep, stored, widen};
+use crate::check::room::Room;
 
 /// How the op is called; the model uses it in more than one way.
 #[derive(Debug, Clone, Copy)]
@@ -85,8 +86,12 @@ impl Case {
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
-        format!("add_layernorm [{}, C={}], {:?}", self.live, self.width, self.how)
+    fn op(&self) -> &'static str {
+        "add_layernorm"
+    }
+
+    fn shape(&self) -> String {
+        format!("[{}, C={}], {:?}", self.live, self.width, self.how)
     }
 
     fn counts(&self) -> Capacity {
@@ -97,7 +102,7 @@ impl OpCase for Case {
         vec![&mut self.params.values, &mut self.branch, &mut self.residual, &mut self.d_y]
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let p = &self.params;
         let keep = keep::<T>(&self.how.drop, self.batch.step, self.live, self.width);
         let residual = (self.how.residual == Residual::Added).then(|| cast::<T>(&self.residual));
@@ -131,9 +136,9 @@ impl OpCase for Case {
         let residual = (self.how.residual == Residual::Added).then_some(&residual);
         let (mut sum, mut stats, mut y) = (room.empty(rows, width)?, room.stats(rows, 2)?, room.empty(rows, width)?);
         be.add_layernorm(&branch, residual, &batch, &w, &self.norm, &drop, &mut sum, &mut stats, &mut y)?;
-        let mut outputs = vec![("sum", room.read(&sum)?)];
-        outputs.extend(mean_and_rstd(&room.read_stats(&stats)?));
-        outputs.push(("y", room.read(&y)?));
+        let mut outputs = Outputs::from(vec![("sum", room.read(&sum)?)]);
+        outputs.values.extend(mean_and_rstd(&room.read_stats(&stats)?));
+        outputs.push("y", room.read(&y)?);
         let (mut d, mut d_branch) = (room.mat(rows, width, &self.d_y)?, room.empty(rows, width)?);
         let wanted = self.how.d_branch;
         be.add_layernorm_backward(
@@ -148,49 +153,55 @@ impl OpCase for Case {
             &mut grads,
             wanted.matrix().then_some(&mut d_branch),
         )?;
-        outputs.push(("d_sum", room.read(&d)?));
+        outputs.push("d_sum", room.read(&d)?);
         if wanted.matrix() {
-            outputs.push(("d_branch", room.read(&d_branch)?));
+            outputs.push("d_branch", room.read(&d_branch)?);
         }
         let mut spans = vec![("d_gamma", self.norm.gamma), ("d_beta", self.norm.beta)];
         if wanted.bias() {
             spans.push(("d_bias", self.bias));
         }
         self.params.read_grads(be, &grads, &spans, &mut outputs)?;
-        room.give_stats(rows, 2, stats);
         room.give_batch(batch);
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
-    let dropping = Use {
-        rows: Rows::Tokens,
-        residual: Residual::Added,
-        d_branch: DBranch::MatrixAndBias,
-        drop: Dropout::new(0.1, 3, 7),
-    };
+/// After lin2: a matrix and a bias gradient wanted.
+fn dropping() -> Use {
+    let drop = Dropout::new(0.1, 3, 7);
+    Use { rows: Rows::Tokens, residual: Residual::Added, d_branch: DBranch::MatrixAndBias, drop }
+}
+
+/// On a large batch.
+pub fn large(lengths: &[usize], width: usize) -> impl OpCase {
+    case(lengths, width, dropping())
+}
+
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
+    let dropping = dropping();
     // After the attention's projection: nothing dropped, so d_sum serves as d_branch.
     let attention = Use { d_branch: DBranch::BiasOnly, drop: Dropout::NONE, ..dropping };
     let mlm_head = Use { rows: Rows::Masked, residual: Residual::Absent, d_branch: DBranch::Neither, ..attention };
     for lengths in LENGTHS {
-        check(be, case(lengths, 128, dropping));
-        check(be, case(lengths, 64, attention));
-        check(be, case(lengths, 64, mlm_head));
+        suite.check(case(lengths, 128, dropping));
+        suite.check(case(lengths, 64, attention));
+        suite.check(case(lengths, 64, mlm_head));
     }
-    check(be, case(&[50, 63], 384, dropping));
-    check(be, case(&[50, 63], 768, dropping));
-    check(be, case(&[50, 63], 768, mlm_head));
+    suite.check(case(&[50, 63], 384, dropping));
+    suite.check(case(&[50, 63], 768, dropping));
+    suite.check(case(&[50, 63], 768, mlm_head));
     // Rows so wide that a block has fewer warps.
-    check(be, case(&[30, 9], 1024, dropping));
-    check(be, case(&[20], 1792, dropping));
+    suite.check(case(&[30, 9], 1024, dropping));
+    suite.check(case(&[20], 1792, dropping));
     for d_branch in [DBranch::BiasOnly, DBranch::MatrixOnly, DBranch::Neither] {
-        check(be, case(&[20, 13], 128, Use { d_branch, ..dropping }));
+        suite.check(case(&[20, 13], 128, Use { d_branch, ..dropping }));
     }
-    check(be, case(&[1; 9], 64, Use { rows: Rows::Sequences, drop: Dropout::NONE, ..dropping }));
-    check(be, case(&[20, 13], 128, Use { residual: Residual::Absent, ..dropping }));
-    check(be, case(&[20, 13], 128, dropping).shifted(1000.0));
-    check(be, case(&[3], 128, attention).zero());
-    check_after(be, case(&[200, 17, 1, 128], 128, dropping), case(&[3, 8], 128, dropping));
-    check_after(be, case(&[200, 17, 1, 128], 128, mlm_head), case(&[3, 8], 128, mlm_head));
+    suite.check(case(&[1; 9], 64, Use { rows: Rows::Sequences, drop: Dropout::NONE, ..dropping }));
+    suite.check(case(&[20, 13], 128, Use { residual: Residual::Absent, ..dropping }));
+    suite.check(case(&[20, 13], 128, dropping).shifted(1000.0));
+    suite.check(case(&[3], 128, attention).zero());
+    suite.check_after(case(&[200, 17, 1, 128], 128, dropping), case(&[3, 8], 128, dropping));
+    suite.check_after(case(&[200, 17, 1, 128], 128, mlm_head), case(&[3, 8], 128, mlm_head));
 }

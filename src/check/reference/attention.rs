@@ -1,6 +1,6 @@
 //! Attention within each sequence of a packed batch.
 
-use handbert::backend::Dropout;
+use crate::backend::Dropout;
 
 use super::{Scalar, dot, stored, sum};
 
@@ -17,6 +17,17 @@ pub struct Attention<'a> {
     pub drop: Dropout,
     /// Of the batch, for dropout.
     pub step: u32,
+    /// Where the values begin.
+    pub first: Place,
+}
+
+/// Of what a batch has, the first row and head that are given; for dropout, which goes by a value's place in the batch.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Place {
+    /// Packed row.
+    pub row: u32,
+    /// Head.
+    pub head: u32,
 }
 
 /// The softmax of one query's scores.
@@ -58,7 +69,8 @@ impl Attention<'_> {
         let scores: Vec<T> = keys.clone().map(|key| dot(q, self.slice(qkv, 1, key, head)) / root).collect();
         let max = scores.iter().copied().fold(scores[0], |a, b| if b > a { b } else { a });
         let lse = max + sum(scores.iter().map(|&s| (s - max).exp())).ln();
-        let keep = |j: usize| self.drop.keep8_head(self.step, head as u32, query as u32, j as u32 / 8)[j % 8];
+        let (in_batch, row) = (self.first.head + head as u32, self.first.row + query as u32);
+        let keep = |j: usize| self.drop.keep8_head(self.step, in_batch, row, j as u32 / 8)[j % 8];
         Softmax {
             probabilities: scores.iter().map(|&s| (s - lse).exp()).collect(),
             lse,

@@ -1,6 +1,6 @@
 //! Gradient norm and AdamW, as PyTorch's documentation of `torch.optim.AdamW` writes it.
 
-use handbert::backend::AdamW;
+use crate::backend::AdamW;
 
 use super::{Scalar, sum};
 

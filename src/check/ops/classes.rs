@@ -1,14 +1,15 @@
 //! The classifier's ops: relu_dropout with its backward, and class_cross_entropy.
 
-use handbert::backend::{Backend, Capacity, Dropout, LossGrads, Result, Rows, Span};
+use crate::backend::{Backend, Capacity, Dropout, LossGrads, Result, Rows, Span};
 
-use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::cross_entropy::cross_entropy;
-use crate::reference::rows::{relu_dropout, relu_dropout_backward};
-use crate::reference::{Scalar, add_rows, cast, keep, stored, widen};
+use crate::check::batches::{LENGTHS, TestBatch};
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::cross_entropy::cross_entropy;
+use crate::check::reference::rows::{relu_dropout, relu_dropout_backward};
+use crate::check::reference::{Scalar, add_rows, cast, keep, stored, widen};
+use crate::check::room::Room;
 
 struct Relu {
     batch: TestBatch,
@@ -34,8 +35,12 @@ fn relu(lengths: &[usize], width: usize, drop: Dropout) -> Relu {
 }
 
 impl OpCase for Relu {
-    fn describe(&self) -> String {
-        format!("relu_dropout [B={}, C={}], {:?}", self.batch.sequences(), self.width, self.drop)
+    fn op(&self) -> &'static str {
+        "relu_dropout"
+    }
+
+    fn shape(&self) -> String {
+        format!("[B={}, C={}], {:?}", self.batch.sequences(), self.width, self.drop)
     }
 
     fn counts(&self) -> Capacity {
@@ -46,7 +51,7 @@ impl OpCase for Relu {
         vec![&mut self.x, &mut self.d]
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let keep = keep::<T>(&self.drop, self.batch.step, self.batch.sequences(), self.width);
         let x = cast(&self.x);
         let d = stored(relu_dropout_backward(&x, &keep, &cast(&self.d)));
@@ -63,7 +68,7 @@ impl OpCase for Relu {
         be.relu_dropout(&x, &batch, &self.drop, &mut y)?;
         let mut d = room.mat(rows, self.width, &self.d)?;
         be.relu_dropout_backward(&x, &batch, &self.drop, self.bias, &mut grads, &mut d)?;
-        let mut outputs = vec![("y", room.read(&y)?), ("d", room.read(&d)?)];
+        let mut outputs = Outputs::from(vec![("y", room.read(&y)?), ("d", room.read(&d)?)]);
         self.params.read_grads(be, &grads, &[("d_bias", self.bias)], &mut outputs)?;
         room.give_batch(batch);
         Ok(outputs)
@@ -107,9 +112,13 @@ fn loss(lengths: &[usize], classes: usize, labels: Labels, scale: f32) -> Loss {
 }
 
 impl OpCase for Loss {
-    fn describe(&self) -> String {
+    fn op(&self) -> &'static str {
+        "class_cross_entropy"
+    }
+
+    fn shape(&self) -> String {
         let Loss { batch, classes, .. } = self;
-        format!("class_cross_entropy [B={}, K={classes}], labels={:?}", batch.sequences(), batch.labels)
+        format!("[B={}, K={classes}], labels={:?}", batch.sequences(), batch.labels)
     }
 
     fn counts(&self) -> Capacity {
@@ -122,7 +131,7 @@ impl OpCase for Loss {
         if output == "loss" { f64::from(largest) } else { 0.0 }
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let batch = &self.batch;
         let ones = vec![1.0; batch.sequences()];
         let weights = if batch.label_weights.is_empty() { &ones } else { &batch.label_weights };
@@ -149,34 +158,36 @@ impl OpCase for Loss {
         let alone = be.take_tally(&mut tally)?;
         let back = LossGrads { d_x: &mut d_logits, grads: &mut grads };
         be.class_cross_entropy(&logits, &batch, self.bias, &mut tally, Some(back))?;
-        assert_eq!(be.take_tally(&mut tally)?, alone, "the loss does not depend on the gradients being wanted");
-        let mut outputs = vec![
+        let both = be.take_tally(&mut tally)?;
+        let mut outputs = Outputs::from(vec![
             ("loss", vec![alone.loss]),
             ("weight", vec![alone.weight]),
             ("targets", vec![alone.targets as f64]),
             ("correct", vec![alone.correct as f64]),
             ("d_logits", room.read(&d_logits)?),
-        ];
+        ]);
+        outputs.promise(both == alone, || format!("the tally is {both:?} with gradients, {alone:?} without"));
         self.params.read_grads(be, &grads, &[("d_bias", self.bias)], &mut outputs)?;
         room.give_batch(batch);
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     let drop = Dropout::new(0.2, 1, 7);
     for lengths in LENGTHS {
-        check(be, relu(lengths, 128, drop));
-        check(be, relu(lengths, 64, Dropout::NONE));
-        check(be, loss(lengths, 2, Labels::Plain, 1.0));
-        check(be, loss(lengths, 5, Labels::Weighted, 1.0));
+        suite.check(relu(lengths, 128, drop));
+        suite.check(relu(lengths, 64, Dropout::NONE));
+        suite.check(loss(lengths, 2, Labels::Plain, 1.0));
+        suite.check(loss(lengths, 5, Labels::Weighted, 1.0));
     }
-    check(be, relu(&[1; 113], 384, drop));
-    check(be, relu(&[2; 57], 768, drop));
-    check(be, loss(&[1; 113], 3, Labels::Weighted, 1.0));
-    check(be, loss(&[4; 31], 2, Labels::NoneGiven, 1.0));
+    suite.check(relu(&[1; 113], 384, drop));
+    suite.check(relu(&[2; 57], 768, drop));
+    suite.check(loss(&[1; 113], 3, Labels::Weighted, 1.0));
+    suite.check(loss(&[4; 31], 2, Labels::NoneGiven, 1.0));
     // Logits of hundreds overflow an exponential that is not shifted.
-    check(be, loss(&[4; 31], 17, Labels::Plain, 200.0));
-    check_after(be, relu(&[1; 40], 64, drop), relu(&[3, 2], 64, drop));
-    check_after(be, loss(&[1; 40], 2, Labels::Weighted, 1.0), loss(&[3, 2], 2, Labels::Plain, 1.0));
+    suite.check(loss(&[4; 31], 17, Labels::Plain, 200.0));
+    suite.check_after(relu(&[1; 40], 64, drop), relu(&[3, 2], 64, drop));
+    suite.check_after(loss(&[1; 40], 2, Labels::Weighted, 1.0), loss(&[3, 2], 2, Labels::Plain, 1.0));
 }

@@ -1,7 +1,7 @@
-//! The oracle: every op of `handbert::backend::Backend` in a few plain lines.
+//! The oracle: every op of [`crate::backend::Backend`] in a few plain lines.
 //!
 //! Run in f64 it says what is right; the same lines in f32, or in [`Mixed`], are the naive computation that the
-//! tolerance rule measures against (tests/support/tolerance.rs). Matrices are row-major slices, sums go from first to
+//! tolerance rule measures against ([`super::tolerance`]). Matrices are row-major slices, sums go from first to
 //! last, nothing is fused.
 
 pub mod attention;
@@ -19,11 +19,13 @@ pub use erf::erf;
 use std::fmt::Debug;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
 
-use handbert::backend::Dropout;
+use crate::backend::Dropout;
 
 /// f64, f32 or [`Mixed`].
 pub trait Scalar:
     Copy
+    + Send
+    + Sync
     + Debug
     + Default
     + PartialOrd

@@ -1,31 +1,32 @@
 //! linear_gelu, linear_backward_gelu and gelu_backward.
 
-use handbert::backend::{Backend, Capacity, Linear, Result, Rows};
+use crate::backend::{Backend, Capacity, Linear, Result, Rows};
 
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
-use crate::linear::rows_only;
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::gelu::{gelu, gelu_backward};
-use crate::reference::linear::{linear, linear_backward};
-use crate::reference::{Scalar, add_rows, cast, stored, widen};
+use super::linear::rows_only;
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::gelu::{gelu, gelu_backward};
+use crate::check::reference::linear::{linear, linear_backward};
+use crate::check::reference::{Scalar, add_rows, cast, stored, widen};
+use crate::check::room::Room;
 
 /// Two linear layers with a GELU between them, as in a block's feed-forward.
-struct Case {
-    rows: Rows,
-    live: usize,
-    params: Params,
-    first: Linear,
-    second: Linear,
-    x: Vec<f32>,
+pub struct Case {
+    pub rows: Rows,
+    pub live: usize,
+    pub params: Params,
+    pub first: Linear,
+    pub second: Linear,
+    pub x: Vec<f32>,
     /// Gradient of the second layer's output.
-    d_y: Vec<f32>,
+    pub d_y: Vec<f32>,
     /// Gradient of the GELU's output, for `gelu_backward`.
-    d_act: Vec<f32>,
+    pub d_act: Vec<f32>,
 }
 
 /// `scale` 1 keeps to the GELU's bend, 10 reaches its flat ends.
-fn case(live: usize, width: usize, feed_forward: usize, rows: Rows, scale: f32) -> Case {
+pub fn case(live: usize, width: usize, feed_forward: usize, rows: Rows, scale: f32) -> Case {
     let mut random = Random::new((width + feed_forward) as u32);
     let mut params = Params::default();
     Case {
@@ -41,9 +42,13 @@ fn case(live: usize, width: usize, feed_forward: usize, rows: Rows, scale: f32) 
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
+    fn op(&self) -> &'static str {
+        "linear_gelu"
+    }
+
+    fn shape(&self) -> String {
         let Linear { inputs, outputs, .. } = self.first;
-        format!("linear_gelu [{:?}={}, C={inputs}] to [F={outputs}] and back", self.rows, self.live)
+        format!("[{:?}={}, C={inputs}] to [F={outputs}]", self.rows, self.live)
     }
 
     fn counts(&self) -> Capacity {
@@ -54,7 +59,7 @@ impl OpCase for Case {
         vec![&mut self.params.values, &mut self.x, &mut self.d_y, &mut self.d_act]
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let p = &self.params;
         let pre = stored(linear(&cast::<T>(&self.x), &p.get(self.first.weight), &p.get(self.first.bias)));
         let act: Vec<T> = stored(pre.iter().map(|&x| gelu(x)).collect());
@@ -85,24 +90,26 @@ impl OpCase for Case {
         be.linear_gelu(&x, &w, first, &mut pre, &mut act)?;
         let (d_y, mut d_pre) = (room.mat(self.rows, second.outputs, &self.d_y)?, room.empty(self.rows, second.inputs)?);
         be.linear_backward_gelu(&d_y, &act, &pre, &w, second, first.bias, &mut grads, &mut d_pre)?;
-        let mut outputs = vec![("pre", room.read(&pre)?), ("y", room.read(&act)?), ("d_pre", room.read(&d_pre)?)];
+        let matrices = vec![("pre", room.read(&pre)?), ("y", room.read(&act)?), ("d_pre", room.read(&d_pre)?)];
+        let mut outputs = Outputs::from(matrices);
         let spans = [("d_weight", second.weight), ("d_bias", first.bias)];
         self.params.read_grads(be, &grads, &spans, &mut outputs)?;
         let (mut grads, mut d) = (room.grads(&self.params)?, room.mat(self.rows, first.outputs, &self.d_act)?);
         be.gelu_backward(&pre, first.bias, &mut grads, &mut d)?;
-        outputs.push(("d", room.read(&d)?));
+        outputs.push("d", room.read(&d)?);
         self.params.read_grads(be, &grads, &[("gelu_backward's d_bias", first.bias)], &mut outputs)?;
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     for live in [0, 1, 3, 113] {
-        check(be, case(live, 64, 256, Rows::Tokens, 1.0));
+        suite.check(case(live, 64, 256, Rows::Tokens, 1.0));
     }
-    check(be, case(511, 64, 128, Rows::Tokens, 1.0));
-    check(be, case(512, 128, 384, Rows::Tokens, 1.0));
-    check(be, case(50, 64, 256, Rows::Tokens, 10.0));
-    check(be, case(77, 128, 128, Rows::Masked, 1.0));
-    check_after(be, case(300, 64, 256, Rows::Tokens, 1.0), case(5, 64, 256, Rows::Tokens, 1.0));
+    suite.check(case(511, 64, 128, Rows::Tokens, 1.0));
+    suite.check(case(512, 128, 384, Rows::Tokens, 1.0));
+    suite.check(case(50, 64, 256, Rows::Tokens, 10.0));
+    suite.check(case(77, 128, 128, Rows::Masked, 1.0));
+    suite.check_after(case(300, 64, 256, Rows::Tokens, 1.0), case(5, 64, 256, Rows::Tokens, 1.0));
 }

@@ -1,6 +1,6 @@
 //! Rows picked out of a packed batch, and the classifier's activation.
 
-use handbert::backend::{BatchView, Pick};
+use crate::backend::{BatchView, Pick};
 
 use super::Scalar;
 

@@ -36,6 +36,13 @@ pub struct Verdict {
     pub allowed: f64,
 }
 
+impl Verdict {
+    /// Whether the output is right.
+    pub fn passes(&self) -> bool {
+        self.error <= self.allowed
+    }
+}
+
 fn worst(got: &[f64], exact: &[f64]) -> (usize, f64) {
     let error = |i: usize| if got[i] == exact[i] { 0.0 } else { (got[i] - exact[i]).abs() };
     let finite = |e: f64| if e.is_nan() { f64::INFINITY } else { e };
@@ -56,21 +63,4 @@ pub fn measure(unit: Unit, got: &[f64], exact: &[f64], naive: &[f64], terms: f64
         Unit::Bf16 => 65_536.0 / 2.0,
     };
     Verdict { error, worst: at, naive, allowed: 2.0 * naive + (ULPS + rounding) * ulp }
-}
-
-/// Fails with op, shape, worst element, error and what was allowed.
-pub fn assert_close(what: &str, unit: Unit, got: &[f64], exact: &[f64], naive: &[f64], terms: f64) -> Verdict {
-    assert_eq!(got.len(), exact.len(), "{what}: number of elements");
-    let v = measure(unit, got, exact, naive, terms);
-    assert!(
-        v.error <= v.allowed,
-        "{what}: element {} is {:e}, should be {:e}: off by {:.3e}, allowed {:.3e} (the naive computation is off by {:.3e})",
-        v.worst,
-        got[v.worst],
-        exact[v.worst],
-        v.error,
-        v.allowed,
-        v.naive,
-    );
-    v
 }

@@ -1,14 +1,15 @@
 //! embed and embed_backward.
 
-use handbert::backend::{Backend, Capacity, Dropout, Embedding, Result, Rows};
+use crate::backend::{Backend, Capacity, Dropout, Embedding, Result, Rows};
 
-use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after, mean_and_rstd};
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::embedding::{look_up, look_up_backward};
-use crate::reference::layernorm::{layernorm, layernorm_backward};
-use crate::reference::{Scalar, cast, hadamard, keep, stored, widen};
+use crate::check::batches::{LENGTHS, TestBatch};
+use crate::check::harness::{OpCase, Outputs, Suite, Values, mean_and_rstd};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::embedding::{look_up, look_up_backward};
+use crate::check::reference::layernorm::{layernorm, layernorm_backward};
+use crate::check::reference::{Scalar, cast, hadamard, keep, stored, widen};
+use crate::check::room::Room;
 
 struct Case {
     batch: TestBatch,
@@ -38,19 +39,27 @@ fn case(lengths: &[usize], width: usize, vocab: usize, drop: Dropout) -> Case {
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
-        format!("embed [N={}, C={}], {:?}", self.batch.tokens(), self.layer.width, self.drop)
+    fn op(&self) -> &'static str {
+        "embed"
+    }
+
+    fn shape(&self) -> String {
+        format!("[N={}, C={}], V={}, {:?}", self.batch.tokens(), self.layer.width, self.vocab(), self.drop)
     }
 
     fn counts(&self) -> Capacity {
         self.batch.counts()
     }
 
+    fn vocab(&self) -> usize {
+        self.batch.limits.vocab
+    }
+
     fn inputs(&mut self) -> Vec<&mut [f32]> {
         vec![&mut self.params.values, &mut self.d_y]
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let (p, layer, batch) = (&self.params, &self.layer, self.batch.view());
         let keep = keep::<T>(&self.drop, batch.step, batch.ids.len(), layer.width);
         let x = look_up::<T>(&batch, &p.get(layer.word), &p.get(layer.position), layer.width);
@@ -74,8 +83,8 @@ impl OpCase for Case {
         let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
         let (mut stats, mut y) = (room.stats(Rows::Tokens, 2)?, room.empty(Rows::Tokens, layer.width)?);
         be.embed(&batch, &w, layer, &self.drop, &mut stats, &mut y)?;
-        let mut outputs = vec![("y", room.read(&y)?)];
-        outputs.extend(mean_and_rstd(&room.read_stats(&stats)?));
+        let mut outputs = Outputs::from(vec![("y", room.read(&y)?)]);
+        outputs.values.extend(mean_and_rstd(&room.read_stats(&stats)?));
         let mut d_y = room.mat(Rows::Tokens, layer.width, &self.d_y)?;
         be.embed_backward(&batch, &w, layer, &self.drop, &stats, &mut d_y, &mut grads)?;
         let spans = [
@@ -85,24 +94,29 @@ impl OpCase for Case {
             ("d_beta", layer.norm.beta),
         ];
         self.params.read_grads(be, &grads, &spans, &mut outputs)?;
-        room.give_stats(Rows::Tokens, 2, stats);
         room.give_batch(batch);
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// On a large batch.
+pub fn large(lengths: &[usize], width: usize, vocab: usize) -> impl OpCase {
+    case(lengths, width, vocab, Dropout::new(0.1, 0, 7))
+}
+
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     for lengths in LENGTHS {
-        check(be, case(lengths, 128, 1000, Dropout::NONE));
-        check(be, case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
+        suite.check(case(lengths, 128, 1000, Dropout::NONE));
+        suite.check(case(lengths, 64, 1000, Dropout::new(0.1, 0, 7)));
     }
-    check(be, case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
+    suite.check(case(&[33, 60], 384, 30_522, Dropout::new(0.1, 0, 7)));
     // Rows so wide that a block has fewer warps.
-    check(be, case(&[21], 1024, 100, Dropout::new(0.1, 0, 7)));
-    check(be, case(&[18], 1792, 100, Dropout::NONE));
+    suite.check(case(&[21], 1024, 100, Dropout::new(0.1, 0, 7)));
+    suite.check(case(&[18], 1792, 100, Dropout::NONE));
     let mut without_padding = case(&[40], 64, 1000, Dropout::NONE);
     without_padding.layer.padding_idx = None;
-    check(be, without_padding);
+    suite.check(without_padding);
     let drop = Dropout::new(0.1, 0, 7);
-    check_after(be, case(&[200, 17, 1, 128], 128, 1000, drop), case(&[3, 8], 128, 1000, drop));
+    suite.check_after(case(&[200, 17, 1, 128], 128, 1000, drop), case(&[3, 8], 128, 1000, drop));
 }

@@ -1,15 +1,16 @@
 //! top_k.
 
-use handbert::backend::{Backend, Capacity, Result, Rows, VocabProjection};
+use crate::backend::{Backend, Capacity, Result, Rows, VocabProjection};
 
-use crate::harness::{OpCase, Outputs, Room, Tested, check};
-use crate::linear::rows_only;
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::cross_entropy::top_k;
-use crate::reference::linear::linear;
-use crate::reference::{Scalar, cast};
-use crate::vocabulary::largest_logit;
+use super::linear::rows_only;
+use super::vocabulary::largest_logit;
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::cross_entropy::top_k;
+use crate::check::reference::linear::linear;
+use crate::check::reference::{Scalar, cast};
+use crate::check::room::Room;
 
 struct Case {
     live: usize,
@@ -32,7 +33,7 @@ fn case(live: usize, width: usize, vocab: usize, k: usize) -> Case {
 }
 
 /// Tokens and probabilities, row after row.
-fn outputs<T: Scalar>(rows: &[Vec<(u32, T)>]) -> Outputs {
+fn outputs<T: Scalar>(rows: &[Vec<(u32, T)>]) -> Values {
     let flat = || rows.iter().flatten();
     vec![
         ("rows", rows.iter().map(|row| row.len() as f64).collect()),
@@ -42,12 +43,20 @@ fn outputs<T: Scalar>(rows: &[Vec<(u32, T)>]) -> Outputs {
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
-        format!("top_k [M={}, C={}], V={}, k={}", self.live, self.layer.width, self.layer.vocab, self.k)
+    fn op(&self) -> &'static str {
+        "top_k"
+    }
+
+    fn shape(&self) -> String {
+        format!("[M={}, C={}], V={}, k={}", self.live, self.layer.width, self.layer.vocab, self.k)
     }
 
     fn counts(&self) -> Capacity {
         rows_only(self.live)
+    }
+
+    fn vocab(&self) -> usize {
+        self.layer.vocab
     }
 
     fn inputs(&mut self) -> Vec<&mut [f32]> {
@@ -61,7 +70,7 @@ impl OpCase for Case {
         }
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let (p, layer) = (&self.params, &self.layer);
         let logits = linear::<T>(&cast(&self.x), &p.get(layer.weight), &p.get(layer.bias));
         outputs(&top_k(&logits, layer.vocab, self.k))
@@ -70,15 +79,16 @@ impl OpCase for Case {
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
         let x = room.mat(Rows::Masked, self.layer.width, &self.x)?;
         let w = room.weights(&self.params)?;
-        Ok(outputs(&room.be.top_k(&x, &w, &self.layer, self.k)?))
+        Ok(outputs(&room.be.top_k(&x, &w, &self.layer, self.k)?).into())
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     for live in [0, 1, 3, 113] {
-        check(be, case(live, 64, 1000, 5));
+        suite.check(case(live, 64, 1000, 5));
     }
-    check(be, case(4, 128, 30_522, 10));
-    check(be, case(3, 64, 7, 1));
-    check(be, case(3, 64, 7, 7));
+    suite.check(case(4, 128, 30_522, 10));
+    suite.check(case(3, 64, 7, 1));
+    suite.check(case(3, 64, 7, 7));
 }

@@ -1,8 +1,7 @@
 //! Packed batches to try the ops on.
 
-use handbert::backend::{BatchLimits, BatchView, Capacity};
-
-use crate::random::Random;
+use super::random::Random;
+use crate::backend::{BatchLimits, BatchView, Capacity};
 
 /// Sequence lengths that leave the ops no easy way out: 1, 3, 113, 511 and 512 tokens; one
 /// sequence, many, of mixed lengths, some empty.

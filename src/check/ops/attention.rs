@@ -1,27 +1,29 @@
 //! attention and attention_backward.
 
-use handbert::backend::{Backend, Capacity, Dropout, Result, Rows, Span};
+use crate::backend::{Backend, Capacity, Dropout, Result, Rows, Span};
 
-use crate::batches::{LENGTHS, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::attention::Attention;
-use crate::reference::{Scalar, add_rows, cast, stored, widen};
+use crate::check::batches::{LENGTHS, TestBatch};
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::attention::{Attention, Place};
+use crate::check::reference::{Scalar, add_rows, cast, stored, widen};
+use crate::check::room::Room;
 
-struct Case {
-    batch: TestBatch,
-    width: usize,
-    heads: usize,
-    drop: Dropout,
-    params: Params,
-    bias: Span,
-    qkv: Vec<f32>,
-    d_ctx: Vec<f32>,
+/// On random q, k and v.
+pub struct Case {
+    pub batch: TestBatch,
+    pub width: usize,
+    pub heads: usize,
+    pub drop: Dropout,
+    pub params: Params,
+    pub bias: Span,
+    pub qkv: Vec<f32>,
+    pub d_ctx: Vec<f32>,
 }
 
 /// `scale` of q, k and v: 1 spreads the probabilities, 8 makes scores of hundreds.
-fn case(lengths: &[usize], heads: usize, head_size: usize, drop: Dropout, scale: f32) -> Case {
+pub fn case(lengths: &[usize], heads: usize, head_size: usize, drop: Dropout, scale: f32) -> Case {
     let mut random = Random::new((heads * head_size) as u32);
     let (batch, width) = (TestBatch::new(lengths, 1000, &mut random), heads * head_size);
     let mut params = Params::default();
@@ -35,14 +37,18 @@ fn case(lengths: &[usize], heads: usize, head_size: usize, drop: Dropout, scale:
 impl Case {
     fn attention(&self) -> Attention<'_> {
         let (cu_seqlens, step) = (&self.batch.cu_seqlens[..], self.batch.step);
-        Attention { cu_seqlens, heads: self.heads, width: self.width, drop: self.drop, step }
+        Attention { cu_seqlens, heads: self.heads, width: self.width, drop: self.drop, step, first: Place::default() }
     }
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
+    fn op(&self) -> &'static str {
+        "attention"
+    }
+
+    fn shape(&self) -> String {
         let (ends, head_size) = (&self.batch.cu_seqlens, self.width / self.heads);
-        format!("attention cu_seqlens={ends:?}, H={}, D={head_size}, {:?}", self.heads, self.drop)
+        format!("cu_seqlens={ends:?}, H={}, D={head_size}, {:?}", self.heads, self.drop)
     }
 
     fn counts(&self) -> Capacity {
@@ -60,7 +66,7 @@ impl OpCase for Case {
         }
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let (attention, qkv) = (self.attention(), cast::<T>(&self.qkv));
         let (ctx, lse) = attention.forward(&qkv);
         let d_qkv = stored(attention.backward(&qkv, &cast(&self.d_ctx)));
@@ -78,30 +84,30 @@ impl OpCase for Case {
         be.attention(&qkv, &batch, heads, &self.drop, &mut lse, &mut ctx)?;
         let (d_ctx, mut d_qkv) = (room.mat(rows, width, &self.d_ctx)?, room.empty(rows, 3 * width)?);
         be.attention_backward(&qkv, &batch, heads, &self.drop, &lse, &ctx, &d_ctx, self.bias, &mut grads, &mut d_qkv)?;
-        let mut outputs =
-            vec![("ctx", room.read(&ctx)?), ("lse", room.read_stats(&lse)?), ("d_qkv", room.read(&d_qkv)?)];
+        let values = vec![("ctx", room.read(&ctx)?), ("lse", room.read_stats(&lse)?), ("d_qkv", room.read(&d_qkv)?)];
+        let mut outputs = Outputs::from(values);
         self.params.read_grads(be, &grads, &[("d_bias", self.bias)], &mut outputs)?;
-        room.give_stats(rows, heads, lse);
         room.give_batch(batch);
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     let drop = Dropout::new(0.1, 2, 7);
     for lengths in LENGTHS {
-        check(be, case(lengths, 2, 64, drop, 1.0));
+        suite.check(case(lengths, 2, 64, drop, 1.0));
     }
     for (heads, head_size) in [(4, 32), (1, 128), (3, 128), (6, 64), (2, 32)] {
-        check(be, case(&[0, 50, 7, 33, 1, 22], heads, head_size, Dropout::NONE, 1.0));
-        check(be, case(&[113], heads, head_size, drop, 1.0));
+        suite.check(case(&[0, 50, 7, 33, 1, 22], heads, head_size, Dropout::NONE, 1.0));
+        suite.check(case(&[113], heads, head_size, drop, 1.0));
     }
-    check(be, case(&[200, 17, 1, 128, 165], 2, 32, Dropout::NONE, 1.0));
-    check(be, case(&[30, 41], 12, 64, drop, 1.0));
+    suite.check(case(&[200, 17, 1, 128, 165], 2, 32, Dropout::NONE, 1.0));
+    suite.check(case(&[30, 41], 12, 64, drop, 1.0));
     // Scores of hundreds: a softmax that does not subtract the largest overflows.
-    check(be, case(&[70, 20], 2, 64, drop, 8.0));
+    suite.check(case(&[70, 20], 2, 64, drop, 8.0));
     // Two sequences of an odd number of tiles next to each other.
-    check(be, case(&[50, 40], 2, 64, drop, 1.0));
+    suite.check(case(&[50, 40], 2, 64, drop, 1.0));
     // All scores far below zero: a key beyond the end, at zero, would take all.
     let mut negative = case(&[70, 3], 2, 64, Dropout::NONE, 8.0);
     let width = negative.width;
@@ -109,6 +115,6 @@ pub fn suite<B: Tested>(be: &B) {
         row[..width].iter_mut().for_each(|q| *q = q.abs());
         row[width..2 * width].iter_mut().for_each(|k| *k = -k.abs());
     }
-    check(be, negative);
-    check_after(be, case(&[200, 17, 1, 128], 2, 64, drop, 1.0), case(&[3, 8, 0], 2, 64, drop, 1.0));
+    suite.check(negative);
+    suite.check_after(case(&[200, 17, 1, 128], 2, 64, drop, 1.0), case(&[3, 8, 0], 2, 64, drop, 1.0));
 }

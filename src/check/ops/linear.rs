@@ -1,36 +1,39 @@
 //! linear and linear_backward.
 
-use handbert::backend::{Backend, Capacity, Into, Linear, Result, Rows};
+use crate::backend::{Backend, Capacity, Into, Linear, Result, Rows};
 
-use handbert::backend::cuda::memory::NARROW;
+use crate::backend::cuda::memory::NARROW;
 
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
-use crate::params::Params;
-use crate::random::Random;
-use crate::reference::linear::{linear, linear_backward};
-use crate::reference::{Scalar, cast, stored, widen};
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
+use crate::check::random::Random;
+use crate::check::reference::linear::{linear, linear_backward};
+use crate::check::reference::{Scalar, cast, stored, widen};
+use crate::check::room::Room;
 
 /// Where d_x goes.
 #[derive(Debug, Clone, Copy)]
-enum Want {
+pub enum Want {
     Nowhere,
     Write,
     Add,
 }
 
-struct Case {
-    rows: Rows,
-    live: usize,
-    params: Params,
-    layer: Linear,
-    x: Vec<f32>,
-    d_y: Vec<f32>,
-    want: Want,
+/// One layer, forward and backward.
+pub struct Case {
+    pub rows: Rows,
+    pub live: usize,
+    pub params: Params,
+    pub layer: Linear,
+    pub x: Vec<f32>,
+    pub d_y: Vec<f32>,
+    pub want: Want,
     /// What d_x holds before, where it is added to.
-    d_x: Vec<f32>,
+    pub d_x: Vec<f32>,
 }
 
-fn case(live: usize, inputs: usize, outputs: usize, rows: Rows, want: Want) -> Case {
+/// On random inputs; the layer has `inputs` columns in and `outputs` out.
+pub fn case(live: usize, inputs: usize, outputs: usize, rows: Rows, want: Want) -> Case {
     let mut random = Random::new((inputs + outputs) as u32);
     let mut params = Params::default();
     let layer = params.linear(inputs, outputs, &mut random);
@@ -57,9 +60,13 @@ pub fn rows_only(live: usize) -> Capacity {
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
+    fn op(&self) -> &'static str {
+        "linear"
+    }
+
+    fn shape(&self) -> String {
         let Linear { inputs, outputs, .. } = self.layer;
-        format!("linear [{:?}={}, in={inputs}] to [out={outputs}], d_x {:?}", self.rows, self.live, self.want)
+        format!("[{:?}={}, in={inputs}] to [out={outputs}], d_x {:?}", self.rows, self.live, self.want)
     }
 
     fn counts(&self) -> Capacity {
@@ -73,7 +80,7 @@ impl OpCase for Case {
         others.into_iter().chain(d_y).collect()
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let (p, layer, x) = (&self.params, &self.layer, cast::<T>(&self.x));
         let weight = p.get(layer.weight);
         let y = kept(linear(&x, &weight, &p.get(layer.bias)), layer.outputs);
@@ -96,7 +103,7 @@ impl OpCase for Case {
         let (w, mut grads) = (room.weights(&self.params)?, room.grads(&self.params)?);
         let (x, mut y) = (room.mat(self.rows, layer.inputs, &self.x)?, room.empty(self.rows, layer.outputs)?);
         be.linear(&x, &w, layer, &mut y)?;
-        let mut outputs = vec![("y", room.read(&y)?)];
+        let mut outputs = Outputs::from(vec![("y", room.read(&y)?)]);
         let d_y = room.mat(self.rows, layer.outputs, &self.d_y)?;
         let mut d_x = match self.want {
             Want::Add => room.mat(self.rows, layer.inputs, &self.d_x)?,
@@ -109,25 +116,26 @@ impl OpCase for Case {
         };
         be.linear_backward(&d_y, &x, &w, layer, &mut grads, into)?;
         if !matches!(self.want, Want::Nowhere) {
-            outputs.push(("d_x", room.read(&d_x)?));
+            outputs.push("d_x", room.read(&d_x)?);
         }
         self.params.read_grads(be, &grads, &[("d_weight", layer.weight)], &mut outputs)?;
         Ok(outputs)
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     for live in [0, 1, 3, 113] {
         for want in [Want::Nowhere, Want::Write, Want::Add] {
-            check(be, case(live, 128, 384, Rows::Tokens, want));
+            suite.check(case(live, 128, 384, Rows::Tokens, want));
         }
     }
-    check(be, case(511, 64, 192, Rows::Tokens, Want::Add));
-    check(be, case(512, 384, 128, Rows::Tokens, Want::Write));
-    check(be, case(113, 768, 768, Rows::Tokens, Want::Add));
+    suite.check(case(511, 64, 192, Rows::Tokens, Want::Add));
+    suite.check(case(512, 384, 128, Rows::Tokens, Want::Write));
+    suite.check(case(113, 768, 768, Rows::Tokens, Want::Add));
     // Few classes: outputs that fill no vector.
-    check(be, case(7, 64, 2, Rows::Sequences, Want::Write));
-    check(be, case(77, 128, 5, Rows::Sequences, Want::Write));
-    check(be, case(77, 128, 128, Rows::Masked, Want::Write));
-    check_after(be, case(300, 128, 384, Rows::Tokens, Want::Write), case(5, 128, 384, Rows::Tokens, Want::Write));
+    suite.check(case(7, 64, 2, Rows::Sequences, Want::Write));
+    suite.check(case(77, 128, 5, Rows::Sequences, Want::Write));
+    suite.check(case(77, 128, 128, Rows::Masked, Want::Write));
+    suite.check_after(case(300, 128, 384, Rows::Tokens, Want::Write), case(5, 128, 384, Rows::Tokens, Want::Write));
 }

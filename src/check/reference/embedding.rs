@@ -1,6 +1,6 @@
 //! Word and position embeddings.
 
-use handbert::backend::BatchView;
+use crate::backend::BatchView;
 
 use super::Scalar;
 

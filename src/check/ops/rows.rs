@@ -1,12 +1,13 @@
 //! gather_rows and scatter_rows.
 
-use handbert::backend::{Backend, Capacity, Pick, Result, Rows};
+use crate::backend::{Backend, Capacity, Pick, Result, Rows};
 
-use crate::batches::{LENGTHS, Masks, TestBatch};
-use crate::harness::{OpCase, Outputs, Room, Tested, check, check_after};
-use crate::random::Random;
-use crate::reference::rows::{gather, picked, scatter};
-use crate::reference::{Scalar, cast, widen};
+use crate::check::batches::{LENGTHS, Masks, TestBatch};
+use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::random::Random;
+use crate::check::reference::rows::{gather, picked, scatter};
+use crate::check::reference::{Scalar, cast, widen};
+use crate::check::room::Room;
 
 struct Case {
     batch: TestBatch,
@@ -25,8 +26,12 @@ fn case(lengths: &[usize], width: usize, pick: Pick, masks: Masks) -> Case {
 }
 
 impl OpCase for Case {
-    fn describe(&self) -> String {
-        format!("gather_rows {:?}, cu_seqlens={:?}, C={}", self.pick, self.batch.cu_seqlens, self.width)
+    fn op(&self) -> &'static str {
+        "gather_rows"
+    }
+
+    fn shape(&self) -> String {
+        format!("{:?}, cu_seqlens={:?}, C={}", self.pick, self.batch.cu_seqlens, self.width)
     }
 
     fn counts(&self) -> Capacity {
@@ -37,7 +42,7 @@ impl OpCase for Case {
         vec![&mut self.x, &mut self.d_y]
     }
 
-    fn reference<T: Scalar>(&self) -> Outputs {
+    fn reference<T: Scalar>(&self) -> Values {
         let rows = picked(&self.batch.view(), self.pick);
         let y = gather::<T>(&cast(&self.x), &rows, self.width);
         let d_x = scatter::<T>(&cast(&self.d_y), &rows, self.batch.tokens(), self.width);
@@ -56,21 +61,27 @@ impl OpCase for Case {
         let (d_y, mut d_x) = (room.mat(rows, self.width, &self.d_y)?, room.empty(Rows::Tokens, self.width)?);
         be.scatter_rows(&d_y, &batch, self.pick, &mut d_x)?;
         room.give_batch(batch);
-        Ok(vec![("y", room.read(&y)?), ("d_x", room.read(&d_x)?)])
+        Ok(vec![("y", room.read(&y)?), ("d_x", room.read(&d_x)?)].into())
     }
 }
 
-pub fn suite<B: Tested>(be: &B) {
+/// On a large batch.
+pub fn large(lengths: &[usize], width: usize) -> [impl OpCase; 2] {
+    [case(lengths, width, Pick::Masked, Masks::Some), case(lengths, width, Pick::First, Masks::None)]
+}
+
+/// All cases.
+pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     for lengths in LENGTHS {
         for masks in [Masks::None, Masks::Some, Masks::All] {
-            check(be, case(lengths, 64, Pick::Masked, masks));
+            suite.check(case(lengths, 64, Pick::Masked, masks));
         }
         if lengths.iter().all(|&n| n > 0) {
-            check(be, case(lengths, 128, Pick::First, Masks::None));
+            suite.check(case(lengths, 128, Pick::First, Masks::None));
         }
     }
-    check(be, case(&[20, 30], 384, Pick::First, Masks::Some));
+    suite.check(case(&[20, 30], 384, Pick::First, Masks::Some));
     let (big, small) = (&[200, 17, 1, 128], &[3, 8]);
-    check_after(be, case(big, 64, Pick::Masked, Masks::All), case(small, 64, Pick::Masked, Masks::Some));
-    check_after(be, case(big, 64, Pick::First, Masks::All), case(small, 64, Pick::First, Masks::Some));
+    suite.check_after(case(big, 64, Pick::Masked, Masks::All), case(small, 64, Pick::Masked, Masks::Some));
+    suite.check_after(case(big, 64, Pick::First, Masks::All), case(small, 64, Pick::First, Masks::Some));
 }
