@@ -1,4 +1,5 @@
-//! `handbert kernels`: compiling without a GPU, the cache, and what goes wrong on a machine that lacks something.
+//! `handbert kernels`: whether a device is right, compiling without a GPU, the cache, and what goes wrong on a machine that lacks
+//! something.
 //!
 //! HANDBERT_NVRTC names a directory with NVRTC's libraries; tests that compile skip without it.
 
@@ -110,4 +111,52 @@ fn the_cache_serves_mends_itself_and_is_not_needed() {
     let run = list(&no_directory);
     assert_eq!((run.code, &run.out), (Some(0), &first.out));
     assert!(run.err.contains("HANDBERT_CACHE"), "{}", run.err);
+}
+
+/// Ops of the `Backend` trait, by the row they stand in.
+const OPS: [&str; 12] = [
+    "embed",
+    "linear",
+    "linear_gelu",
+    "attention",
+    "add_layernorm",
+    "gather_rows",
+    "vocab_cross_entropy",
+    "relu_dropout",
+    "class_cross_entropy",
+    "top_k",
+    "grad_norm",
+    "adamw",
+];
+
+#[test]
+fn check_prints_every_op_and_ends_well_on_a_cpu_that_is_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let check = |more: &[&str]| {
+        handbert(
+            None,
+            dir.path(),
+            None,
+            &[&["kernels", "check", "--quick", "--device", "cpu", "--threads", "2"], more].concat(),
+        )
+    };
+    let text = check(&[]).exits(0).says(&["Attention: ", "0 failures"]);
+    let last = text.out.lines().last().unwrap();
+    assert!(last.starts_with("right: 0 failures in ") && last.contains("on cpu, 2 threads"), "{last}");
+    let json = check(&["--json", "--quiet"]).exits(0);
+    assert_eq!(json.err, "");
+    let json = json.json();
+    assert_eq!((&json["right"], &json["quick"]), (&true.into(), &true.into()));
+    assert!(json["cases"].as_u64().unwrap() > 80 && json["runs"].as_u64() > json["cases"].as_u64());
+    assert_eq!(json["failures"].as_array().unwrap().len(), 0);
+    let rows = json["rows"].as_array().unwrap();
+    for op in OPS {
+        assert!(text.out.lines().any(|line| line.starts_with(&format!("{op} "))), "{op}: {}", text.out);
+        let mut of_op = rows.iter().filter(|row| row["op"] == op).peekable();
+        assert!(of_op.peek().is_some(), "{op} is not in the JSON");
+        for row in of_op {
+            assert!(row["error"].as_f64().unwrap() <= row["allowed"].as_f64().unwrap(), "{row}");
+            assert!(row["values"].as_u64().is_some() && row["naive"].is_number(), "{row}");
+        }
+    }
 }

@@ -33,6 +33,7 @@ fn cuda_without_a_driver_is_refused() {
         handbert(train.into_iter().chain(["--device", device])).exits(2).says(&says);
         let eval = ["eval", "mlm", "--model", arg(&t.mlm), "--data", arg(&t.tokens)];
         handbert(eval.into_iter().chain(["--device", device])).exits(2).says(&says);
+        handbert(["kernels", "check", "--device", device]).exits(2).says(&says);
     }
     assert!(!out.exists());
 }

@@ -26,9 +26,10 @@ fn spoils(
     kernel: &'static str, spoil: impl Fn(&SimDevice, Region) -> Result<()> + Send + Sync + 'static,
 ) -> AfterLaunch {
     Box::new(move |device, launch| {
-        let written = launch.args.iter().filter_map(|arg| arg.memory()).filter(|(_, access)| *access != Access::Read);
+        let mut written =
+            launch.args.iter().filter_map(|arg| arg.memory()).filter(|(_, access)| *access != Access::Read);
         let spoilt = |(region, _): (Region, Access)| if region.bytes() < 4 { Ok(()) } else { spoil(device, region) };
-        if launch.kernel.name == kernel { written.map(spoilt).collect() } else { Ok(()) }
+        if launch.kernel.name == kernel { written.try_for_each(spoilt) } else { Ok(()) }
     })
 }
 

@@ -2,7 +2,6 @@
 //! functions against values from elsewhere.
 
 use handbert::backend::{AdamW, Dropout};
-
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::random::Random;
 use handbert::check::reference::attention::{Attention, Place};

@@ -4,7 +4,6 @@ use handbert::backend::{
     AdamW, Backend, Dropout, Embedding, Error, Into, Linear, LossGrads, Norm, Pick, Result, Rows, Span, UpdateSpan,
     VocabProjection,
 };
-
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::params::Params;
 use handbert::check::random::Random;

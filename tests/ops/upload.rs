@@ -1,7 +1,6 @@
 //! upload: each broken rule is an error, never a panic, and nothing valid is refused.
 
 use handbert::backend::{Backend, Capacity, Error};
-
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::random::Random;
 

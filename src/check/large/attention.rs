@@ -7,6 +7,7 @@ use super::sample::{Block, cast_block, thinned};
 use crate::backend::{Backend, Capacity, Dropout, Result};
 use crate::check::harness::{OpCase, Outputs, Values};
 use crate::check::ops::attention::{Case, case};
+use crate::check::ops::drop_prob;
 use crate::check::reference::attention::{Attention, Place};
 use crate::check::reference::{Scalar, add_rows, stored, widen};
 use crate::check::room::Room;
@@ -80,7 +81,7 @@ impl OpCase for TwoHeads {
 
     fn shape(&self) -> String {
         let Case { batch, heads, drop, .. } = &self.case;
-        format!("N={}, B={}, H={heads}, D={}, {drop:?}", batch.tokens(), batch.sequences(), self.head_size())
+        format!("N={}, B={}, H={heads}, D={}, {}", batch.tokens(), batch.sequences(), self.head_size(), drop_prob(drop))
     }
 
     fn counts(&self) -> Capacity {

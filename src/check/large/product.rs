@@ -35,8 +35,13 @@ pub fn transposed<T: Scalar>(m: &[T], cols: usize) -> Vec<T> {
 
 /// x Wᵀ + b.  x [R, in], weight [out, in], bias [out]
 pub fn linear<T: Scalar>(x: &[T], weight: &[T], bias: &[T]) -> Vec<T> {
-    let mut y = product(x, &transposed(weight, weight.len() / bias.len()), bias.len());
-    y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, &b)| *y = *y + b));
+    plus_bias(x, &transposed(weight, weight.len() / bias.len()), bias)
+}
+
+/// x m + b.  x [R, in], m [in, out], bias [out]
+pub fn plus_bias<T: Scalar>(x: &[T], m: &[T], bias: &[T]) -> Vec<T> {
+    let mut y = product(x, m, bias.len());
+    y.par_chunks_mut(bias.len()).for_each(|y| y.iter_mut().zip(bias).for_each(|(y, &b)| *y += b));
     y
 }
 

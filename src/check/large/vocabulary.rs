@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Scale;
-use super::product::{linear, product, transposed, weight_gradient};
+use super::product::{linear, plus_bias, product, transposed, weight_gradient};
 use super::sample::{Block, cast_block, spread, thinned};
 use crate::backend::{Backend, Capacity, Result};
 use crate::check::harness::{OpCase, Outputs, Values};
@@ -28,7 +28,7 @@ pub fn of_a_batch(scale: &Scale, lengths: &[usize]) -> Sampled {
         batch.masked_rows = at;
         batch.targets = batch.masked_rows.iter().map(|_| random.below(scale.vocab as u32)).collect();
     });
-    aim_at_the_best(&mut case, &rows, |x, weight, bias| linear(x, weight, bias));
+    aim_at_the_best(&mut case, &rows, linear);
     Sampled { case, rows }
 }
 
@@ -62,11 +62,9 @@ impl Sampled {
         let (across, scale) = (transposed(&weight, layer.width), T::of(f64::from(batch.loss_scale)));
         let tokens = Block::columns(layer.vocab, &spread(layer.vocab));
         let chunk = |(number, x): (usize, &[f32])| {
-            let mut logits = product(&cast::<T>(x), &across, layer.vocab);
-            logits.chunks_mut(layer.vocab).for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, &b)| *y = *y + b));
+            let logits = stored(plus_bias(&cast::<T>(x), &across, &bias));
             let targets = &batch.targets[number * CHUNK..];
             let one = |(row, &target): (&[T], &u32)| cross_entropy(row, &[target as i32], &[T::of(1.0)], scale);
-            let logits = stored(logits);
             let ce: Vec<CrossEntropy<T>> = logits.par_chunks(layer.vocab).zip(targets).map(one).collect();
             let d_logits: Vec<T> = stored(ce.iter().flat_map(|ce| ce.d_logits.iter().copied()).collect());
             let here = self.rows.iter().filter(|&&row| row / CHUNK == number).map(|row| row % CHUNK);

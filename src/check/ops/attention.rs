@@ -1,7 +1,7 @@
 //! attention and attention_backward.
 
+use super::drop_prob;
 use crate::backend::{Backend, Capacity, Dropout, Result, Rows, Span};
-
 use crate::check::batches::{LENGTHS, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
@@ -13,12 +13,17 @@ use crate::check::room::Room;
 /// On random q, k and v.
 pub struct Case {
     pub batch: TestBatch,
+    /// C
     pub width: usize,
+    /// H
     pub heads: usize,
     pub drop: Dropout,
     pub params: Params,
+    /// Of the QKV layer. [3C]
     pub bias: Span,
+    /// [N, 3C]
     pub qkv: Vec<f32>,
+    /// [N, C]
     pub d_ctx: Vec<f32>,
 }
 
@@ -48,7 +53,7 @@ impl OpCase for Case {
 
     fn shape(&self) -> String {
         let (ends, head_size) = (&self.batch.cu_seqlens, self.width / self.heads);
-        format!("cu_seqlens={ends:?}, H={}, D={head_size}, {:?}", self.heads, self.drop)
+        format!("cu_seqlens={ends:?}, H={}, D={head_size}, {}", self.heads, drop_prob(&self.drop))
     }
 
     fn counts(&self) -> Capacity {

@@ -1,7 +1,7 @@
 //! The classifier's ops: relu_dropout with its backward, and class_cross_entropy.
 
+use super::drop_prob;
 use crate::backend::{Backend, Capacity, Dropout, LossGrads, Result, Rows, Span};
-
 use crate::check::batches::{LENGTHS, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
@@ -40,7 +40,7 @@ impl OpCase for Relu {
     }
 
     fn shape(&self) -> String {
-        format!("[B={}, C={}], {:?}", self.batch.sequences(), self.width, self.drop)
+        format!("[B={}, C={}], {}", self.batch.sequences(), self.width, drop_prob(&self.drop))
     }
 
     fn counts(&self) -> Capacity {

@@ -1,7 +1,7 @@
 //! embed and embed_backward.
 
+use super::drop_prob;
 use crate::backend::{Backend, Capacity, Dropout, Embedding, Result, Rows};
-
 use crate::check::batches::{LENGTHS, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values, mean_and_rstd};
 use crate::check::params::Params;
@@ -44,7 +44,8 @@ impl OpCase for Case {
     }
 
     fn shape(&self) -> String {
-        format!("[N={}, C={}], V={}, {:?}", self.batch.tokens(), self.layer.width, self.vocab(), self.drop)
+        let Case { batch, layer, drop, .. } = self;
+        format!("[N={}, C={}], V={}, {}", batch.tokens(), layer.width, self.vocab(), drop_prob(drop))
     }
 
     fn counts(&self) -> Capacity {

@@ -1,8 +1,7 @@
 //! linear_gelu, linear_backward_gelu and gelu_backward.
 
-use crate::backend::{Backend, Capacity, Linear, Result, Rows};
-
 use super::linear::rows_only;
+use crate::backend::{Backend, Capacity, Linear, Result, Rows};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
 use crate::check::random::Random;
@@ -14,14 +13,18 @@ use crate::check::room::Room;
 /// Two linear layers with a GELU between them, as in a block's feed-forward.
 pub struct Case {
     pub rows: Rows,
+    /// R
     pub live: usize,
     pub params: Params,
+    /// C to F.
     pub first: Linear,
+    /// F to C.
     pub second: Linear,
+    /// [live, C]
     pub x: Vec<f32>,
-    /// Gradient of the second layer's output.
+    /// Gradient of the second layer's output. [live, C]
     pub d_y: Vec<f32>,
-    /// Gradient of the GELU's output, for `gelu_backward`.
+    /// Gradient of the GELU's output, for `gelu_backward`. [live, F]
     pub d_act: Vec<f32>,
 }
 

@@ -1,7 +1,7 @@
 //! add_layernorm and add_layernorm_backward.
 
+use super::drop_prob;
 use crate::backend::{Backend, Capacity, Dropout, Norm, Result, Rows, Span};
-
 use crate::check::batches::{LENGTHS, Masks, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values, mean_and_rstd};
 use crate::check::params::Params;
@@ -91,7 +91,9 @@ impl OpCase for Case {
     }
 
     fn shape(&self) -> String {
-        format!("[{}, C={}], {:?}", self.live, self.width, self.how)
+        let Use { rows, residual, d_branch, drop } = &self.how;
+        let (live, width, drop) = (self.live, self.width, drop_prob(drop));
+        format!("[{rows:?}={live}, C={width}], {drop}, residual {residual:?}, d_branch {d_branch:?}")
     }
 
     fn counts(&self) -> Capacity {

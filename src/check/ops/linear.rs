@@ -1,9 +1,7 @@
 //! linear and linear_backward.
 
-use crate::backend::{Backend, Capacity, Into, Linear, Result, Rows};
-
 use crate::backend::cuda::memory::NARROW;
-
+use crate::backend::{Backend, Capacity, Into, Linear, Result, Rows};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
 use crate::check::random::Random;
@@ -22,13 +20,16 @@ pub enum Want {
 /// One layer, forward and backward.
 pub struct Case {
     pub rows: Rows,
+    /// R
     pub live: usize,
     pub params: Params,
     pub layer: Linear,
+    /// [R, in]
     pub x: Vec<f32>,
+    /// [R, out]
     pub d_y: Vec<f32>,
     pub want: Want,
-    /// What d_x holds before, where it is added to.
+    /// What d_x holds before, where it is added to. [R, in]
     pub d_x: Vec<f32>,
 }
 

@@ -11,3 +11,10 @@ pub mod optimizer;
 pub mod rows;
 pub mod top_k;
 pub mod vocabulary;
+
+use crate::backend::Dropout;
+
+/// As cases name it.
+pub fn drop_prob(drop: &Dropout) -> String {
+    format!("drop_prob={:.2}", f64::from(drop.threshold()) / 65_536.0)
+}

@@ -1,8 +1,7 @@
 //! grad_norm and adamw.
 
-use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
-
 use super::linear::rows_only;
+use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::random::Random;
 use crate::check::reference::optimizer::{State, adamw, grad_norm};
@@ -100,7 +99,9 @@ impl OpCase for Updates {
 
     fn shape(&self) -> String {
         let lens: Vec<usize> = self.spans.iter().map(|s| s.span.len).collect();
-        format!("{} steps, spans of {lens:?}, {:?}", self.grads.len(), self.hyper)
+        let AdamW { step, weight_decay, max_norm, .. } = self.hyper;
+        let steps = self.grads.len();
+        format!("{steps} steps from {step}, spans of {lens:?}, weight_decay={weight_decay}, max_norm={max_norm}")
     }
 
     fn counts(&self) -> Capacity {
@@ -166,7 +167,7 @@ fn not_finite(poison: f32, max_norm: f32) -> NotFinite {
 
 impl OpCase for NotFinite {
     fn op(&self) -> &'static str {
-        "adamw, norm not finite"
+        "adamw, not finite"
     }
 
     fn shape(&self) -> String {
@@ -196,9 +197,11 @@ impl OpCase for NotFinite {
     }
 }
 
-/// The norm of many gradients.
+/// The norm of many gradients, up to ten million: of 1 and ½, whose squares f32 adds up exactly, as otherwise the naive norm
+/// would be too far off to tell a block that is missing.
 pub fn large_norm(len: usize) -> impl OpCase {
-    Norm { grads: Random::new(1).normals(len, 0.1) }
+    let half_or_one = |x: f32| if x.abs() < 0.1 { 1.0f32 } else { 0.5 }.copysign(x);
+    Norm { grads: Random::new(1).normals(len, 1.0).into_iter().map(half_or_one).collect() }
 }
 
 /// Two updates of long spans, unclipped: the naive norm of so many gradients is too far off to clip by.

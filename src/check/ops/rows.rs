@@ -1,7 +1,6 @@
 //! gather_rows and scatter_rows.
 
 use crate::backend::{Backend, Capacity, Pick, Result, Rows};
-
 use crate::check::batches::{LENGTHS, Masks, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::random::Random;

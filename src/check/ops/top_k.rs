@@ -1,9 +1,8 @@
 //! top_k.
 
-use crate::backend::{Backend, Capacity, Result, Rows, VocabProjection};
-
 use super::linear::rows_only;
 use super::vocabulary::largest_logit;
+use crate::backend::{Backend, Capacity, Result, Rows, VocabProjection};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
 use crate::check::random::Random;

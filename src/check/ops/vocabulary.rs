@@ -1,7 +1,6 @@
 //! vocab_cross_entropy.
 
 use crate::backend::{Backend, Capacity, LossGrads, Result, Rows, Tally, VocabProjection};
-
 use crate::check::batches::{LENGTHS, Masks, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
@@ -17,6 +16,7 @@ pub struct Case {
     pub batch: TestBatch,
     pub params: Params,
     pub layer: VocabProjection,
+    /// [M, C]
     pub x: Vec<f32>,
 }
 
