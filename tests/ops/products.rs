@@ -160,7 +160,8 @@ impl Case {
 
     fn check(&self) {
         let (exact, naive) = (self.reference::<f64>(), self.reference::<Mixed>());
-        for origin in WAYS {
+        // That of mma.sync goes through the suite.
+        for origin in [Origin::Wgmma, Origin::Library] {
             // Which writes nothing behind the last output; the backend's logits are zero there from the start.
             if origin == Origin::Library && !self.shape.outputs.is_multiple_of(64) {
                 continue;
