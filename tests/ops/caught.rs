@@ -7,14 +7,13 @@ use handbert::backend::cuda::CudaBackend;
 use handbert::backend::cuda::device::{Access, Device, Region};
 use handbert::check::{Effort, Family, Fault, Orders, Report};
 
-use crate::faulty_device::{self, AfterLaunch, FaultyDevice};
+use crate::faulty_device::{self, AfterLaunch, Call, FaultyDevice, Trouble};
 use crate::sim_device::SimDevice;
 
-/// No call has this number.
-const NEVER: faulty_device::Fault = faulty_device::Fault::NoLaunch(i64::MAX);
-
 /// What a device with a fault, or one that does something after each launch, is found to do.
-fn found(fault: faulty_device::Fault, after_launch: AfterLaunch, effort: Effort, family: Family) -> Option<Report> {
+fn found(
+    fault: Option<faulty_device::Fault>, after_launch: AfterLaunch, effort: Effort, family: Family,
+) -> Option<Report> {
     let be = CudaBackend::new(FaultyDevice::new(fault, after_launch)?).expect("a backend");
     let report = super::report(&be, &Orders::Device, effort, family);
     assert!(!report.is_right());
@@ -47,7 +46,7 @@ fn faults<'a>(report: &'a Report, op: &'a str) -> impl Iterator<Item = &'a Fault
 fn a_value_that_is_off_and_one_that_is_no_number() {
     for (bytes, value) in [([0x00, 0x43], Some(128.0)), ([0xff, 0xff], None)] {
         let spoilt = overwritten("gather_rows", bytes);
-        let Some(report) = found(NEVER, spoilt, Effort::Quick, Family::Rows) else { return };
+        let Some(report) = found(None, spoilt, Effort::Quick, Family::Rows) else { return };
         assert!(report.failures.len() > 3, "{report}");
         for fault in faults(&report, "gather_rows") {
             let Fault::Wrong { output: "y", element: 0, got, error, allowed, .. } = *fault else { panic!("{fault}") };
@@ -72,7 +71,7 @@ fn other_bits_in_a_second_run() {
         }
         Ok(())
     });
-    let Some(report) = found(NEVER, spoilt, Effort::Quick, Family::Gelu) else { return };
+    let Some(report) = found(None, spoilt, Effort::Quick, Family::Gelu) else { return };
     for fault in faults(&report, "linear_gelu") {
         assert!(matches!(fault, Fault::Bits { output: "d", element: Some(0), .. }), "{fault}");
     }
@@ -82,7 +81,7 @@ fn other_bits_in_a_second_run() {
 #[test]
 fn a_write_where_nothing_may_be_written() {
     let spoilt = overwritten("adamw", [0, 0]);
-    let Some(report) = found(NEVER, spoilt, Effort::Quick, Family::Optimizer) else { return };
+    let Some(report) = found(None, spoilt, Effort::Quick, Family::Optimizer) else { return };
     let strayed = |fault: &Fault| matches!(fault, Fault::Broken { what } if what.contains("between the spans"));
     assert!(faults(&report, "adamw").any(strayed), "{report}");
     assert_eq!(faults(&report, "grad_norm").count(), 0);
@@ -91,7 +90,13 @@ fn a_write_where_nothing_may_be_written() {
 #[test]
 fn an_op_that_fails_once_leaves_the_others_as_they_are() {
     let nothing = || -> AfterLaunch { Box::new(|_, _| Ok(())) };
-    for fault in [faulty_device::Fault::NoLaunch(9), faulty_device::Fault::NoMemory(30)] {
+    for (call, number, trouble) in [(Call::Launch, 9, Trouble::NoLaunch), (Call::Allocation, 30, Trouble::NoMemory)] {
+        let Some(device) = FaultyDevice::new(None, nothing()) else { return };
+        let whole = CudaBackend::new(device).expect("a backend");
+        assert!(super::report(&whole, &Orders::Device, Effort::Quick, Family::Rows).is_right());
+        let calls = whole.device().calls().clone();
+        let at = (0..calls.len()).filter(|&at| calls[at] == call).nth(number);
+        let fault = at.map(|at| faulty_device::Fault { trouble, at });
         let Some(report) = found(fault, nothing(), Effort::Quick, Family::Rows) else { return };
         assert_eq!((report.failures.len(), report.left_out), (1, 0), "{report}");
         assert!(matches!(report.failures[0].fault, Fault::Error { .. }) && report.lost.is_none());
@@ -102,7 +107,8 @@ fn an_op_that_fails_once_leaves_the_others_as_they_are() {
 #[test]
 fn a_device_that_is_lost_ends_the_check() {
     let nothing: AfterLaunch = Box::new(|_, _| Ok(()));
-    let Some(report) = found(faulty_device::Fault::Lost(20), nothing, Effort::Quick, Family::Rows) else { return };
+    let lost = Some(faulty_device::Fault { trouble: Trouble::Lost, at: 200 });
+    let Some(report) = found(lost, nothing, Effort::Quick, Family::Rows) else { return };
     assert_eq!(report.failures.len(), 1, "{report}");
     assert!(report.lost.is_some_and(|error| error.contains("the device is lost")));
     assert!(report.left_out > 5);
@@ -111,7 +117,7 @@ fn a_device_that_is_lost_ends_the_check() {
 #[test]
 fn an_op_that_fails_again_and_again_is_left_alone() {
     let spoilt = overwritten("gather_rows", [0x00, 0x43]);
-    let Some(report) = found(NEVER, spoilt, Effort::Suite, Family::Rows) else { return };
+    let Some(report) = found(None, spoilt, Effort::Suite, Family::Rows) else { return };
     assert!(report.left_out > 0 && report.lost.is_none());
     assert_eq!(report.failures.len(), 20, "{report}");
 }

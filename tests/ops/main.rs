@@ -3,6 +3,7 @@
 //! `cargo test --test ops -- --nocapture` prints each op's worst error beside what is allowed.
 
 #[path = "../support/faulty_device.rs"]
+#[allow(dead_code)] // Whole runs use the rest.
 mod faulty_device;
 #[path = "../support/sim_device.rs"]
 mod sim_device;

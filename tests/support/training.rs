@@ -135,13 +135,18 @@ pub fn without_dropout(config: Config) -> Config {
 
 /// Fresh weights for a task.
 pub fn start(config: Config, task: &Task) -> Start {
+    start_from(config, task, 7)
+}
+
+/// The same of another seed.
+pub fn start_from(config: Config, task: &Task, seed: u64) -> Start {
     let (config, head) = match task {
         Task::Mlm { .. } => (config, Head::Mlm),
         Task::Classifier { .. } => {
             (Config { labels: LABELS.map(str::to_owned).to_vec(), ..config }, Head::Classifier { classes: 2 })
         }
     };
-    let values = ParamTable::new(&config, head).initial_weights(&config, 7);
+    let values = ParamTable::new(&config, head).initial_weights(&config, seed);
     Start::fresh(hub::Loaded { config, head, values, fresh: Vec::new(), unused: Vec::new() })
 }
 
