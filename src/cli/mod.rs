@@ -31,6 +31,9 @@ use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use common::Common;
 pub use device::{DeviceArg, Matmul};
+pub use settings::overlay;
+pub use train::args::{ClassifierArgs, MlmArgs};
+pub use train::plan::{classifier as classifier_plan, mlm as mlm_plan};
 
 /// DistilBERT by hand: adapt it to job postings, fine-tune a classifier, label files of any size.
 #[derive(Debug, Parser)]
