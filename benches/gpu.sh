@@ -24,26 +24,29 @@ fi
 # What a step does not need goes to those that follow, so that each can take up to twice its own.
 PLAN='
 00-machine              8
-01-kernels-compile     40
+01-kernels-compile     36
 01-kernels-list         5
-02-kernels-check       50
+02-kernels-check       70
+02-check-mma            5
+02-check-wgmma          5
+02-check-cublaslt       8
 03-memcheck            25
 03-racecheck           18
 03-synccheck           15
 04-data                12
 04-curve-batches       10
 04-curve-train         25
-04-curve-torch         45
-05-bench-kernels       30
+04-curve-torch         39
+05-bench-kernels       26
 05-bench-train         30
 05-bench-predict       12
 06-peer-sdpa           20
-06-peer-compile        38
+06-peer-compile        30
 06-peer-packed         20
-06-peer-packed-compile 39
+06-peer-packed-compile 31
 06-peer-eager          20
 06-peer-kernels        20
-07-train-mlm           40
+07-train-mlm           32
 07-eval-mlm             8
 07-fill-mask            5
 07-train-classifier    15
@@ -210,6 +213,10 @@ step_kernels_compile() {
 }
 step_kernels_list() { run txt "$BINARY" kernels list --arch "$ARCH"; }
 step_kernels_check() { run txt "$BINARY" kernels check --device "$DEVICE"; }
+# Above each product goes the way that was quickest; here each way has its turn, on small shapes.
+step_check_mma() { run txt "$BINARY" kernels check --quick --device "$DEVICE" --matmul mma; }
+step_check_wgmma() { run txt "$BINARY" kernels check --quick --device "$DEVICE" --matmul wgmma; }
+step_check_cublaslt() { run txt "$BINARY" kernels check --quick --device "$DEVICE" --matmul cublaslt; }
 
 sanitized() {
     if command -v compute-sanitizer >/dev/null; then

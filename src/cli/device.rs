@@ -10,7 +10,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::cuda::CudaBackend;
 use crate::backend::cuda::choice::{Choices, Origin};
 use crate::backend::cuda::compile::{cache_dir, sources_hash};
-use crate::backend::cuda::device::Device;
+use crate::backend::cuda::device::{Device, Features};
 use crate::backend::cuda::driver::Gpu;
 use crate::backend::{self, Backend};
 
@@ -49,8 +49,12 @@ pub enum Matmul {
     Auto,
     /// Our kernels alone
     Own,
-    /// cuBLASLt alone
+    /// cuBLASLt alone, but for what it could not do as exactly
     Cublaslt,
+    /// Our kernels for every GPU alone
+    Mma,
+    /// Our kernels for Hopper alone
+    Wgmma,
 }
 
 impl Matmul {
@@ -59,6 +63,26 @@ impl Matmul {
             Matmul::Auto => &[Origin::Mma, Origin::Wgmma, Origin::Library],
             Matmul::Own => &[Origin::Mma, Origin::Wgmma],
             Matmul::Cublaslt => &[Origin::Library],
+            Matmul::Mma => &[Origin::Mma],
+            Matmul::Wgmma => &[Origin::Wgmma],
+        }
+    }
+
+    /// That the device has what is asked for.
+    fn check(self, gpu: &Gpu) -> backend::Result<()> {
+        let Features { wgmma, library, .. } = gpu.features();
+        let missing = |what: &str, why: &str, advice: &str| {
+            let what = format!("{what}, asked for by --matmul");
+            Err(backend::Error::Gpu { what, why: why.into(), advice: advice.into() })
+        };
+        match self {
+            Matmul::Cublaslt if library.is_none() => missing(
+                "cuBLASLt",
+                "libcublasLt.so, .so.13 and .so.12 were looked for on the library path",
+                "install the CUDA toolkit, or `pip install nvidia-cublas`, or use --matmul own",
+            ),
+            Matmul::Wgmma if !wgmma => missing("wgmma", "only Hopper has it (H100, H200)", "use --matmul own"),
+            _ => Ok(()),
         }
     }
 
@@ -112,13 +136,7 @@ impl AnyBackend {
 fn cuda(ordinal: u32, matmul: Matmul) -> backend::Result<AnyBackend> {
     let gpu = Gpu::new(ordinal as usize)?;
     gpu.check_kernels()?;
-    if matmul == Matmul::Cublaslt && gpu.features().library.is_none() {
-        return Err(backend::Error::Gpu {
-            what: "cuBLASLt, asked for by --matmul".into(),
-            why: "libcublasLt.so, .so.13 and .so.12 were looked for on the library path".into(),
-            advice: "install the CUDA toolkit, or `pip install nvidia-cublas`, or use --matmul own".into(),
-        });
-    }
+    matmul.check(&gpu)?;
     let choices = matmul.choices(&gpu);
     Ok(AnyBackend::Cuda(Box::new(CudaBackend::new(gpu)?.choosing(choices))))
 }
