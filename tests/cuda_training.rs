@@ -17,6 +17,8 @@ mod faults;
 mod faulty_device;
 #[path = "cuda_runs/inference.rs"]
 mod inference;
+#[path = "cuda_runs/quickstart.rs"]
+mod quickstart;
 #[path = "support/reference_backend.rs"]
 mod reference_backend;
 #[path = "support/sim_device.rs"]

@@ -18,7 +18,7 @@ mod interrupt;
 mod kernels;
 mod plan;
 mod predict;
-mod quickstart;
+pub mod quickstart;
 mod settings;
 mod synth;
 mod tokenize;

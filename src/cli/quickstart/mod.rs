@@ -1,7 +1,7 @@
 //! `handbert quickstart`: the whole story on synthetic postings, in minutes on two cores.
 //!
-//! [`recipe`] holds every number of it and the commands that do the same by hand, [`stages`] does the
-//! work, [`story`] says how it went, [`page`] makes the report of it.
+//! [`Recipe`] holds every number of it and the commands that do the same by hand; [`carry_out`] does the work, stage by
+//! stage, says how it went, and makes the report of it.
 
 mod page;
 mod recipe;
@@ -16,7 +16,7 @@ use anyhow::{Context, Result, bail};
 use super::device::Computation;
 use super::{Common, Outcome};
 use crate::backend::Backend;
-use recipe::Recipe;
+pub use recipe::{Recipe, Size};
 use stages::Stages;
 use story::Story;
 
@@ -35,6 +35,7 @@ const WRITTEN: [&str; 9] = [
     MARK,
 ];
 
+/// What `handbert quickstart` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where everything goes
@@ -51,6 +52,7 @@ pub struct Args {
     steps: u64,
 }
 
+/// Makes the directory ready, then carries the recipe out on what `--device` says.
 pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let recipe = Recipe::new(&args.out, args.rows, args.steps, common.seed)?;
     claim(&args.out, args.overwrite)?;
@@ -69,22 +71,30 @@ struct Quickstart<'a> {
 
 impl Computation for Quickstart<'_> {
     fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
-        let Quickstart { recipe, began, common } = self;
-        let device = &be.describe();
-        let mut story = Story::new(common);
-        let stages = Stages { recipe, be, common };
-        story.begins(recipe, device)?;
-        let data = story.told(|| stages.data())?;
-        let mlm = story.told(|| stages.mlm(&data))?;
-        let classifier = story.told(|| stages.classifier(&data))?;
-        let labelled = story.told(|| stages.label())?;
-        let filled = story.told(|| stages.fill())?;
-        let seconds = began.elapsed().as_secs_f64();
-        let facts = story::Facts { recipe, device, data, mlm, classifier, labelled, filled, seconds };
-        let report = page::write(&facts)?;
-        story.ends(&facts, &report)?;
+        carry_out(be, self.recipe, self.common, self.began)?;
         Ok(Outcome::Done)
     }
+}
+
+/// All stages on this backend, told on stdout, and the report. The recipe's directory exists and holds nothing that a
+/// quickstart writes but its mark; seconds count from `began`.
+///
+/// # Errors
+/// A stage fails, or stdout or the report cannot be written.
+pub fn carry_out<B: Backend>(be: &B, recipe: &Recipe, common: &Common, began: Instant) -> Result<()> {
+    let device = &be.describe();
+    let mut story = Story::new(common);
+    let stages = Stages { recipe, be, common };
+    story.begins(recipe, device)?;
+    let data = story.told(|| stages.data())?;
+    let mlm = story.told(|| stages.mlm(&data))?;
+    let classifier = story.told(|| stages.classifier(&data))?;
+    let labelled = story.told(|| stages.label())?;
+    let filled = story.told(|| stages.fill())?;
+    let seconds = began.elapsed().as_secs_f64();
+    let facts = story::Facts { recipe, device, data, mlm, classifier, labelled, filled, seconds };
+    let report = page::write(&facts)?;
+    story.ends(&facts, &report)
 }
 
 /// Makes the directory, or makes sure that it is free; with `--overwrite`, clears it of what a

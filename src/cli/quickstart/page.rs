@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::recipe::{self, FILL};
+use super::recipe::FILL;
 use super::story::Facts;
 use crate::train::report::{self, Command, Figure, Fill, Perplexity, Posting, ReportData, RunCurves, Table, curves};
 
@@ -112,7 +112,7 @@ fn data_table(facts: &Facts<'_>) -> Table {
             row("in person", data.in_person.to_string()),
             row("tokens", data.set.tokens_total().to_string()),
             row("vocabulary", data.vocab.to_string()),
-            row("labelled at the end", format!("{} new postings", recipe::NEW_ROWS)),
+            row("labelled at the end", format!("{} new postings", facts.recipe.size.new_rows)),
             row("labelled as invented", format!("{:.1} %", 100.0 * facts.labelled.accuracy)),
             row("device", facts.device.to_owned()),
         ],

@@ -26,13 +26,8 @@ pub(super) const PREDICTIONS: &str = "predictions.jsonl";
 pub(super) const ROWS: u64 = 6000;
 /// Steps of the language model's training.
 pub(super) const STEPS: u64 = 2000;
-/// Postings labelled at the end: invented too, and seen by no model before.
-pub(super) const NEW_ROWS: u64 = 300;
-const VOCAB: usize = 4000;
 /// Percentage of the postings that both models are measured on and neither is trained on.
 const HELD_OUT: f64 = 10.0;
-const MAX_LENGTH: usize = 384;
-const BATCH_TOKENS: usize = 1024;
 const MLM_LEARNING_RATE: f64 = 2e-3;
 const CLASSIFIER_LEARNING_RATE: f64 = 3e-4;
 const CLASSIFIER_EPOCHS: f64 = 1.0;
@@ -46,9 +41,46 @@ const EVALUATIONS: u64 = 4;
 /// The texts to fill in.
 pub(super) const FILL: &str = "We are looking for a [MASK] to join our team.";
 
+/// How large the models and what they see are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size {
+    /// V: tokens that are learned, at most.
+    pub vocab: usize,
+    /// Blocks.
+    pub layers: usize,
+    /// H
+    pub heads: usize,
+    /// C
+    pub width: usize,
+    /// F
+    pub feed_forward: usize,
+    /// L: longest sequence, [CLS] and [SEP] included.
+    pub max_length: usize,
+    /// N: tokens in a batch at most.
+    pub batch_tokens: usize,
+    /// Postings labelled at the end: invented too, and seen by no model before.
+    pub new_rows: u64,
+}
+
+impl Size {
+    /// A DistilBERT that two cores train in a minute.
+    pub const USUAL: Size = Size {
+        vocab: 4000,
+        layers: 2,
+        heads: 4,
+        width: 128,
+        feed_forward: 512,
+        max_length: 384,
+        batch_tokens: 1024,
+        new_rows: 300,
+    };
+}
+
 /// A quickstart that can be carried out.
 #[derive(Debug, Clone)]
-pub(super) struct Recipe {
+pub struct Recipe {
+    /// [`Size::USUAL`] unless it is set.
+    pub size: Size,
     pub(super) dir: PathBuf,
     pub(super) rows: u64,
     pub(super) steps: u64,
@@ -56,7 +88,11 @@ pub(super) struct Recipe {
 }
 
 impl Recipe {
-    pub(super) fn new(dir: &Path, rows: u64, steps: u64, seed: u64) -> Result<Self> {
+    /// So many postings and steps of the language model's training, everything in `dir`.
+    ///
+    /// # Errors
+    /// Too few of them.
+    pub fn new(dir: &Path, rows: u64, steps: u64, seed: u64) -> Result<Self> {
         // Fewer leave none of one label on the held-out side.
         if rows < 100 {
             bail!("--rows {rows}: a tenth of the postings is held out to measure on; use at least 100");
@@ -64,7 +100,7 @@ impl Recipe {
         if steps == 0 {
             bail!("--steps 0 trains nothing; use at least 1");
         }
-        Ok(Recipe { dir: dir.to_owned(), rows, steps, seed })
+        Ok(Recipe { size: Size::USUAL, dir: dir.to_owned(), rows, steps, seed })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -83,21 +119,17 @@ impl Recipe {
         labels
     }
 
-    pub(super) fn vocab(&self) -> usize {
-        VOCAB
-    }
-
-    /// A DistilBERT that two cores train in a minute.
+    /// The language model's; the classifier has the same encoder.
     pub(super) fn config(&self, vocab_size: usize, pad_token_id: u32) -> Config {
         Config {
             vocab_size,
-            max_position_embeddings: MAX_LENGTH,
+            max_position_embeddings: self.size.max_length,
             // Sines from the start: learning 384 positions one by one would take longer than all the rest.
             sinusoidal_pos_embds: true,
-            n_layers: 2,
-            n_heads: 4,
-            dim: 128,
-            hidden_dim: 512,
+            n_layers: self.size.layers,
+            n_heads: self.size.heads,
+            dim: self.size.width,
+            hidden_dim: self.size.feed_forward,
             // Less than one pass over the data: there is nothing to overfit.
             dropout: 0.0,
             attention_dropout: 0.0,
@@ -112,8 +144,8 @@ impl Recipe {
     pub(super) fn batching(&self, task: &Task) -> Batching {
         let plan = TrainPlan::new(task.clone(), PathBuf::new());
         Batching {
-            max_length: MAX_LENGTH,
-            batch_tokens: BATCH_TOKENS,
+            max_length: self.size.max_length,
+            batch_tokens: self.size.batch_tokens,
             validation_split_percentage: HELD_OUT,
             ..plan.batching
         }
@@ -175,21 +207,22 @@ impl Recipe {
     /// Each stage as commands, in order.
     pub(super) fn commands(&self) -> Commands {
         let path = |name: &str| shell_word(&self.path(name));
+        let Size { vocab, max_length, batch_tokens, .. } = self.size;
         let seed = match self.seed {
             42 => String::new(),
             seed => format!(" --seed {seed}"),
         };
         let training = |rate: f64| {
             format!(
-                "--learning-rate {rate} --adam-beta2 {BETA2} --weight-decay 0.01 --warmup-ratio {WARMUP} --max-length {MAX_LENGTH} \
-                 --batch-tokens {BATCH_TOKENS} --validation-split-percentage {HELD_OUT} --save-total-limit 1 --logging-steps {}{seed}",
+                "--learning-rate {rate} --adam-beta2 {BETA2} --weight-decay 0.01 --warmup-ratio {WARMUP} --max-length {max_length} \
+                 --batch-tokens {batch_tokens} --validation-split-percentage {HELD_OUT} --save-total-limit 1 --logging-steps {}{seed}",
                 self.logging_steps()
             )
         };
         Commands {
             synth: format!("handbert synth --rows {} --out {}{seed}", self.rows, path(POSTINGS)),
             tokenize: format!(
-                "handbert tokenize {} --train-vocab {VOCAB} --text-columns title,text --label-column label --out {}",
+                "handbert tokenize {} --train-vocab {vocab} --text-columns title,text --label-column label --out {}",
                 path(POSTINGS),
                 path(TOKENS)
             ),

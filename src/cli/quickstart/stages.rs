@@ -88,7 +88,7 @@ impl<B: Backend> Stages<'_, B> {
             RecordSpec { text_columns: r.text_columns(), label_column: Some("label".to_owned()), group_column: None };
         let files = [postings];
         let texts = texts(&files, &spec, None)?;
-        let tokenizer = Tokenizer::train(texts, r.vocab())?;
+        let tokenizer = Tokenizer::train(texts, r.size.vocab)?;
         let options = BuildOptions { spec, labels: Some(r.labels()), ..BuildOptions::default() };
         let tokens = r.path(recipe::TOKENS);
         let report = build(&files, &tokenizer, &options, &tokens, &|_| ())?;
@@ -160,7 +160,7 @@ impl<B: Backend> Stages<'_, B> {
     /// Invents postings that are in no training set, without their labels, and labels them.
     pub(super) fn label(&self) -> Result<Labelled> {
         let r = self.recipe;
-        let new: Vec<SynthRow> = (r.rows..r.rows + recipe::NEW_ROWS).map(|i| synth::row(r.seed, i)).collect();
+        let new: Vec<SynthRow> = (r.rows..r.rows + r.size.new_rows).map(|i| synth::row(r.seed, i)).collect();
         let path = r.path(recipe::NEW_POSTINGS);
         write_unlabelled(&path, &new).with_context(|| path.display().to_string())?;
 
