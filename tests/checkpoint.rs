@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use handbert::train::checkpoint::{Checkpoint, directory, steps};
 use handbert::train::run_dir::{Opening, RunDir, read_metrics};
-use handbert::train::{Length, Occupied, Silent, Start, Task, run};
+use handbert::train::{Ended, Event, Every, Length, Observer, Occupied, Silent, Start, Task, run};
 use support::training::{Corpus, Watcher, config, corpus, cpu, plan, start, weights};
 
 /// A run of two saved steps.
@@ -89,23 +89,75 @@ fn what_a_crash_leaves_behind_is_no_checkpoint() {
     Start::resume(out.path()).expect("whole");
 }
 
+/// Puts a file where the next checkpoint's directory would be made: that write fails, whoever runs the test.
+struct Blocks(PathBuf);
+
+impl Observer for Blocks {
+    fn on(&mut self, event: Event<'_>) {
+        if let Event::Step(_) = event {
+            std::fs::write(&self.0, "in the way").expect("written");
+        }
+    }
+}
+
 #[test]
 fn a_failed_save_names_the_file_and_leaves_the_checkpoint_before() {
     let corpus = corpus(40, 4);
     let out = tempfile::tempdir().expect("a directory");
     run_of_two(&corpus, out.path());
-    // A file where the next checkpoint's directory would be made: that write fails, whoever runs the test.
-    let blocked = out.path().join(".checkpoint-3.partial");
-    std::fs::write(&blocked, "in the way").expect("written");
     std::fs::remove_dir_all(directory(out.path(), 2)).expect("removed");
     let mut plan = plan(Task::MLM, out.path().to_path_buf());
     plan.length = Length::Steps(2);
     plan.policy.save_steps = Some(1);
-    std::fs::rename(&blocked, out.path().join(".checkpoint-2.partial")).expect("renamed");
     let from = Start::resume(out.path()).expect("checkpoint-1");
-    let error = run(&cpu(), from, &corpus.set, &plan, &mut Silent).expect_err("blocked").to_string();
-    assert!(error.contains(".checkpoint-2.partial"), "{error}");
+    let mut blocks = Blocks(out.path().join(".checkpoint-2.partial"));
+    let error = run(&cpu(), from, &corpus.set, &plan, &mut blocks).expect_err("blocked").to_string();
+    for part in ["step 2 could not be saved", ".checkpoint-2.partial", "checkpoint-1 is whole", "--resume"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
     assert_eq!(Checkpoint::latest(out.path()).expect("whole").map(|c| c.state.step), Some(1));
+}
+
+#[test]
+fn saving_the_same_step_again_replaces_what_it_knew_of_the_run_and_nothing_else() {
+    let corpus = corpus(40, 6);
+    let out = tempfile::tempdir().expect("a directory");
+    let mut plan = plan(Task::MLM, out.path().to_path_buf());
+    plan.length = Length::Steps(1);
+    plan.policy.evaluate = Every::Epoch;
+    let model = start(config(corpus.tokenizer.vocab_size()), &Task::MLM);
+    // Stopped in the evaluation after the step: the checkpoint owes it.
+    let mut watcher = Watcher::stopping_after(1);
+    run(&cpu(), model, &corpus.set, &plan, &mut watcher).expect("a sitting");
+    let dir = directory(out.path(), 1);
+    assert!(Checkpoint::open(&dir).expect("whole").state.evaluation_due);
+    // A directory that nothing is put into or renamed to can only have had its run.json replaced.
+    let marker = dir.join("of the user");
+    std::fs::write(&marker, "mine").expect("written");
+    let summary = run(&cpu(), Start::resume(out.path()).expect("a checkpoint"), &corpus.set, &plan, &mut Silent);
+    assert_eq!(summary.expect("a run").ended, Ended::Finished);
+    assert!(!Checkpoint::open(&dir).expect("whole").state.evaluation_due && marker.exists());
+    assert!(files(out.path()).iter().all(|file| !file.to_string_lossy().contains(".partial")));
+}
+
+#[test]
+fn what_a_killed_sitting_was_to_delete_goes_with_the_next() {
+    let corpus = corpus(40, 7);
+    let out = tempfile::tempdir().expect("a directory");
+    let mut plan = plan(Task::MLM, out.path().to_path_buf());
+    plan.length = Length::Steps(4);
+    plan.policy.save_steps = Some(1);
+    plan.policy.save_total_limit = Some(2);
+    let model = start(config(corpus.tokenizer.vocab_size()), &Task::MLM);
+    run(&cpu(), model, &corpus.set, &plan, &mut Watcher::stopping_after(3)).expect("a sitting");
+    assert_eq!(steps(out.path()).expect("listed"), [2, 3]);
+    support::training::copy(&directory(out.path(), 3), &directory(out.path(), 1));
+    for left in [".checkpoint-1.leaving", ".checkpoint-4.partial"] {
+        support::training::copy(&directory(out.path(), 2), &out.path().join(left));
+    }
+    run(&cpu(), Start::resume(out.path()).expect("a checkpoint"), &corpus.set, &plan, &mut Silent).expect("a run");
+    assert_eq!(steps(out.path()).expect("listed"), [3, 4]);
+    assert!(files(out.path()).iter().all(|file| !file.to_string_lossy().contains("/.checkpoint")));
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::path::Path;
 use handbert::data::pack::{Long, Packing};
 use handbert::train::checkpoint::{Checkpoint, directory};
 use handbert::train::run_dir::read_metrics;
-use handbert::train::{Ended, Every, Length, Record, Silent, Start, Task, TrainPlan, run};
+use handbert::train::schedule::ScheduleKind;
+use handbert::train::{Ended, Every, Feed, Length, Outliers, Record, Silent, Start, Task, TrainPlan, run};
 use support::training::{Corpus, Watcher, config, corpus, cpu, plan, start, weights};
 
 /// Accumulation of 2, three epochs of a few steps, dropout on, an evaluation each epoch.
@@ -91,6 +92,41 @@ fn chunks_across_epochs() {
     let corpus = corpus(90, 2);
     let chunks = |plan: &mut TrainPlan| plan.batching.packing = Packing::Chunks { length: 32 };
     check(&corpus, chunks, Task::MLM, |epoch| vec![vec![2], vec![epoch], vec![epoch + 1, 1]]);
+}
+
+/// Accumulation of one batch and of three beside the two of the others, in both packings, with everything that is
+/// remembered from step to step: a guard against outliers that finds some, and the schedule.
+#[test]
+fn every_accumulation_in_both_packings_with_a_guard() {
+    let corpus = corpus(90, 7);
+    for accumulation in [1, 3] {
+        for packing in [Packing::Documents, Packing::Chunks { length: 32 }] {
+            let change = |plan: &mut TrainPlan| {
+                plan.accumulation = accumulation;
+                plan.batching.packing = packing;
+                plan.schedule.kind = ScheduleKind::Cosine;
+                plan.outliers = Outliers { max_loss: Some(2.0), max_grad_norm: Some(1.0), window: 3 };
+            };
+            check(&corpus, change, Task::MLM, |epoch| vec![vec![epoch - 1], vec![epoch + 1, 2]]);
+        }
+    }
+}
+
+#[test]
+fn one_batch_again_and_again() {
+    let corpus = corpus(90, 8);
+    let model = || start(config(corpus.tokenizer.vocab_size()), &Task::MLM);
+    let (whole, parts) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let mut plan = long_plan(Task::MLM, whole.path());
+    plan.policy.evaluate = Every::Never;
+    plan.feed = Feed::FirstStep;
+    plan.length = Length::Steps(12);
+    run(&cpu(), model(), &corpus.set, &plan, &mut Silent).expect("a run");
+    plan.out = parts.path().to_path_buf();
+    run(&cpu(), model(), &corpus.set, &plan, &mut Watcher::stopping_after(5)).expect("a sitting");
+    let from = Start::resume(parts.path()).expect("a checkpoint");
+    run(&cpu(), from, &corpus.set, &plan, &mut Silent).expect("the last sitting");
+    assert!(outcome(parts.path(), 12) == outcome(whole.path(), 12));
 }
 
 #[test]

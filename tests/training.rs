@@ -11,14 +11,15 @@ use handbert::backend::Capacity;
 use handbert::data::pack::{Cursor, Packing, Shuffle};
 use handbert::data::split::Subset;
 use handbert::model::{Config, DistilBert, Head, ParamTable, hub};
+use handbert::train::checkpoint::Checkpoint;
 use handbert::train::loader::{Group, LastOfEpoch, Loader};
 use handbert::train::optimizer::AdamSettings;
 use handbert::train::run_dir::read_metrics;
 use handbert::train::step::{Replay, Trainer};
 use handbert::train::task::{MicroBatch, Objective};
 use handbert::train::{
-    Batching, ClassWeights, Ended, Error, EvalPlan, EvalResult, Every, Length, Metric, Silent, Task, TrainPlan,
-    Unigram, evaluate, run,
+    Batching, ClassWeights, Ended, Error, EvalPlan, EvalResult, Every, Feed, Length, Metric, Outliers, Record, Silent,
+    Task, TrainPlan, Unigram, evaluate, run,
 };
 use support::training::{
     Corpus, Watcher, config, corpus, corpus_of, cpu, plan, refrains, start, weights, without_dropout,
@@ -252,6 +253,87 @@ fn numbers_that_are_none_stop_the_run_and_spare_the_weights() {
     assert!(matches!(error, Error::Diverged { step: 10, count: 10, .. }), "{error}");
     assert!(error.to_string().contains("lower --learning-rate"), "{error}");
     assert_eq!(watcher.skipped, 10);
+}
+
+/// Steps of about one size, a learning rate that moves nothing far, and what is too large withheld.
+fn guarded(out: &Path) -> TrainPlan {
+    let mut plan = plan(Task::MLM, out.to_path_buf());
+    plan.length = Length::Steps(40);
+    plan.adam.learning_rate = 1e-6;
+    plan.outliers = Outliers { max_loss: None, max_grad_norm: Some(1.0), window: 8 };
+    plan
+}
+
+/// One record for each step.
+fn steps(records: &[Record]) -> Vec<&handbert::train::StepRecord> {
+    records.iter().filter_map(|record| if let Record::Step(step) = record { Some(step) } else { None }).collect()
+}
+
+#[test]
+fn outliers_are_skipped_counted_and_shown() {
+    let corpus = corpus(200, 12);
+    let model = || start(config(corpus.tokenizer.vocab_size()), &Task::MLM);
+    let out = tempfile::tempdir().expect("a directory");
+    let mut watcher = Watcher::default();
+    let summary = run(&cpu(), model(), &corpus.set, &guarded(out.path()), &mut watcher).expect("a run");
+    // A deviation above the mean of eight: about every sixth of 32 steps.
+    assert!((2..20).contains(&summary.outlier_steps), "{} outliers", summary.outlier_steps);
+    assert_eq!((summary.steps, summary.skipped_steps, watcher.skipped), (40, summary.outlier_steps, watcher.skipped));
+    assert_eq!(watcher.outliers, summary.outlier_steps);
+    // A skipped step has no line of its own; the next one's counts it.
+    let on_disk = read_metrics(out.path()).expect("metrics");
+    let logged = steps(&on_disk);
+    assert_eq!(logged.len() as u64, 40 - summary.outlier_steps);
+    let last = logged.last().expect("a step");
+    assert!(last.skipped + 1 >= summary.outlier_steps && logged[7].skipped == 0, "{last:?}");
+    for pair in logged.windows(2) {
+        assert_eq!(pair[1].step - pair[0].step, 1 + pair[1].skipped - pair[0].skipped, "{pair:?}");
+    }
+
+    // What is withheld is the outlier itself: with all of them withheld, nothing moves.
+    let checkpoint = Checkpoint::latest(out.path()).expect("whole").expect("one");
+    assert_eq!(u64::from(checkpoint.state.updates), 40 - summary.outlier_steps);
+    let none = tempfile::tempdir().expect("a directory");
+    let plan = TrainPlan { outliers: Outliers::IGNORED, ..guarded(none.path()) };
+    let free = run(&cpu(), model(), &corpus.set, &plan, &mut Silent).expect("a run");
+    assert_eq!((free.skipped_steps, free.outlier_steps), (0, 0));
+    let (norms, all): (Vec<f64>, Vec<f64>) =
+        (logged.iter().map(|s| s.grad_norm).collect(), steps(&free.history).iter().map(|s| s.grad_norm).collect());
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+    assert!(mean(&norms) < mean(&all), "those that are left are the smaller ones");
+    assert!(weights(out.path()) != weights(none.path()));
+}
+
+#[test]
+fn a_guard_does_not_change_a_run_without_outliers() {
+    let corpus = corpus(100, 14);
+    let of = |outliers: Outliers| {
+        let out = tempfile::tempdir().expect("a directory");
+        let plan = TrainPlan { outliers, length: Length::Steps(12), ..guarded(out.path()) };
+        let model = start(config(corpus.tokenizer.vocab_size()), &plan.task);
+        let summary = run(&cpu(), model, &corpus.set, &plan, &mut Silent).expect("a run");
+        (summary.skipped_steps, weights(out.path()))
+    };
+    let high = Outliers { max_loss: Some(1e6), max_grad_norm: Some(1e6), window: 4 };
+    assert!(of(high) == of(Outliers::IGNORED));
+}
+
+#[test]
+fn one_batch_is_learnt_by_heart_with_either_head() {
+    let corpus = corpus(60, 15);
+    for task in [Task::MLM, Task::CLASSIFIER] {
+        let config = without_dropout(config(corpus.tokenizer.vocab_size()));
+        let out = tempfile::tempdir().expect("a directory");
+        let mut plan = plan(task.clone(), out.path().to_path_buf());
+        plan.feed = Feed::FirstStep;
+        plan.accumulation = 2;
+        plan.adam.learning_rate = 3e-3;
+        plan.length = Length::Steps(120);
+        let summary = run(&cpu(), start(config, &task), &corpus.set, &plan, &mut Silent).expect("a run");
+        let tokens: Vec<u64> = steps(&summary.history).windows(2).map(|p| p[1].tokens - p[0].tokens).collect();
+        assert!(tokens.windows(2).all(|pair| pair[0] == pair[1]), "the same tokens in each step: {tokens:?}");
+        assert!(summary.loss < Some(0.05), "{task:?}: {:?}", summary.loss);
+    }
 }
 
 #[test]

@@ -127,6 +127,28 @@ pub struct AdamW {
     pub max_norm: f32,
     /// Number of this update, from 1, for bias correction.
     pub step: u32,
+    /// What is withheld.
+    pub limits: UpdateLimits,
+}
+
+/// The largest loss and gradient norm that an update is made of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateLimits {
+    /// Of the loss: nats per unit of target weight.
+    pub loss: f32,
+    /// Of the gradients' L2 norm.
+    pub grad_norm: f32,
+}
+
+impl UpdateLimits {
+    /// Only what is not finite is withheld.
+    pub const NONE: UpdateLimits = UpdateLimits { loss: f32::MAX, grad_norm: f32::MAX };
+
+    /// Whether an update is made of a step with this tally. What a device decides by, in the same precision.
+    pub fn allow(&self, tally: &Tally) -> bool {
+        // Not a number is not below anything.
+        tally.grad_norm as f32 <= self.grad_norm && tally.loss <= f64::from(self.loss) * tally.weight
+    }
 }
 
 /// Where `linear_backward` puts d_x.
@@ -405,7 +427,7 @@ pub trait Backend: Memory {
 
     /// Clips by the tally's norm and updates every span:
     /// m = β₁m + (1-β₁)g; v = β₂v + (1-β₂)g²; w -= lr (decay·w + m̂ / (√v̂ + ε)).
-    /// A norm that is not finite leaves everything as it was.
+    /// A tally beyond the limits, or not finite, leaves everything as it was; see [`UpdateLimits::allow`].
     fn adamw(
         &self, w: &mut Self::Weights, grads: &Self::Flat, m: &mut Self::Flat, v: &mut Self::Flat, spans: &[UpdateSpan],
         hyper: &Self::Hyper, tally: &Self::Tally,

@@ -2,7 +2,9 @@
 
 use super::ops::Load;
 use super::shapes::{self, Lengths};
-use crate::backend::{AdamW, Arena, Backend, BatchLimits, Capacity, Dropout, Planner, Result, Rows, UpdateSpan};
+use crate::backend::{
+    AdamW, Arena, Backend, BatchLimits, Capacity, Dropout, Planner, Result, Rows, UpdateLimits, UpdateSpan,
+};
 use crate::model::params::{BlockParams, ClassHeadParams, HeadParams, Init, MlmHeadParams};
 use crate::model::{Config, Head, Mode, ParamTable};
 use crate::philox::{Purpose, key, philox4x32, unit_f32};
@@ -271,8 +273,16 @@ impl<B: Backend> Set<B> {
 }
 
 /// Settings of the optimizer.
-const ADAMW: AdamW =
-    AdamW { learning_rate: 1e-5, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, max_norm: 1.0, step: 1 };
+const ADAMW: AdamW = AdamW {
+    learning_rate: 1e-5,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+    max_norm: 1.0,
+    step: 1,
+    limits: UpdateLimits::NONE,
+};
 
 /// Random weights, spread as untrained ones are. The embeddings' gamma undoes what their LayerNorm's gradient is multiplied
 /// by, else a gradient that goes through it again and again would soon be no number.

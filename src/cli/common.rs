@@ -27,6 +27,9 @@ pub struct Common {
     /// Whether the seed was typed: then it wins over that of a --config-file.
     #[arg(skip)]
     pub seed_given: bool,
+    /// How it is computed, as far as that was typed: what a command that goes on with a run repeats.
+    #[arg(skip)]
+    pub computed: String,
     /// Print one JSON object on stdout instead of text
     #[arg(long, global = true)]
     pub json: bool,

@@ -89,6 +89,7 @@ pub fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let Cli { command, mut common } = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     common.seed_given = typed(&matches, "seed");
+    common.computed = ["device", "matmul", "threads"].iter().filter_map(|option| again(&matches, option)).collect();
     common.start_logging();
     let outcome = match &command {
         Command::Quickstart(args) => quickstart::run(args, &common),
@@ -131,6 +132,16 @@ fn typed(matches: &ArgMatches, option: &str) -> bool {
     let here =
         matches.try_contains_id(option).is_ok() && matches.value_source(option) == Some(ValueSource::CommandLine);
     here || matches.subcommand().is_some_and(|(_, matches)| typed(matches, option))
+}
+
+/// An option of every command, if it was typed, as it would be typed again.
+fn again(matches: &ArgMatches, option: &str) -> Option<String> {
+    if !typed(matches, option) {
+        return None;
+    }
+    // A subcommand's matches hold it too.
+    let value = matches.get_raw(option)?.next()?.to_string_lossy().into_owned();
+    Some(format!(" --{option} {value}"))
 }
 
 /// The reader of our output has seen enough, as `head` does.

@@ -1,6 +1,7 @@
 //! `checkpoint-<step>/`: a model directory that `transformers` loads, with the moments
 //! (`handbert_state.safetensors`) and everything else a run needs to go on bit for bit (`run.json`).
-//! It is written under a temporary name and renamed when it is on the disk, so it is whole or not there.
+//! It is written under a temporary name and renamed when it is on the disk, and renamed again before it is deleted: at
+//! whatever moment the process is killed, what bears the name of a checkpoint is whole.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,16 +12,19 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::data::pack::Cursor;
-use crate::data::token_set::TokenSet;
+use crate::data::token_set::{Stamps, TokenSet};
 use crate::data::tokenizer::Tokenizer;
 use crate::model::{Config, Head, ParamTable, hub};
 
+use super::outliers::Recent;
 use super::policy::Memory;
 use super::records::EvalResult;
 use super::{Error, Result};
 
 const PREFIX: &str = "checkpoint-";
 const PARTIAL: &str = ".partial";
+/// Of one that is being deleted.
+const LEAVING: &str = ".leaving";
 /// Where a run stood, in a checkpoint.
 pub const STATE: &str = "run.json";
 const MOMENTS: &str = "handbert_state.safetensors";
@@ -45,10 +49,16 @@ pub struct RunState {
     pub epoch: f64,
     /// Where the packer goes on.
     pub cursor: Cursor,
-    /// Steps skipped for want of finite numbers.
+    /// Steps skipped: not finite, or outliers.
     pub skipped: u64,
-    /// The same, since the last step that was not.
+    /// The outliers among them.
+    #[serde(default)]
+    pub outliers: u64,
+    /// Steps skipped since the last that was not.
     pub skipped_in_a_row: u32,
+    /// What the next step is compared with.
+    #[serde(default)]
+    pub recent: Recent,
     /// What the policies remember.
     pub policy: Memory,
     /// Loss since the last logged step.
@@ -67,6 +77,9 @@ pub struct RunState {
     pub settings: String,
     /// The data it was begun with.
     pub data: DataPrint,
+    /// Its files as they lay on the disk.
+    #[serde(default)]
+    pub data_files: Stamps,
 }
 
 /// Sums since the last logged step, exact across a resume.
@@ -183,18 +196,7 @@ impl Checkpoint {
 
     /// Reads `run.json` and checks every file.
     pub fn open(dir: &Path) -> Result<Checkpoint> {
-        let path = dir.join(STATE);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| Error::file(&path, format!("cannot be read ({error}), so this is no whole checkpoint")))?;
-        let file: StateFile = serde_json::from_str(&text)
-            .map_err(|error| Error::file(&path, format!("is damaged or of another version: {error}")))?;
-        if file.version != VERSION {
-            return Err(Error::file(&path, format!("is of version {}, this is version {VERSION}", file.version)));
-        }
-        let unsealed = text.replacen(&file.checksum, NO_CHECKSUM, 1);
-        if hex(xxh3_64(unsealed.as_bytes())) != file.checksum {
-            return Err(Error::file(&path, "is damaged: its checksum does not fit"));
-        }
+        let file = read(dir)?;
         for (name, expected) in &file.files {
             let path = dir.join(name);
             let found = checksum(&path).map_err(|error| Error::file(&path, format!("cannot be read: {error}")))?;
@@ -216,6 +218,23 @@ impl Checkpoint {
     }
 }
 
+/// Reads `run.json` alone.
+fn read(dir: &Path) -> Result<StateFile> {
+    let path = dir.join(STATE);
+    let text = std::fs::read_to_string(&path)
+        .map_err(|error| Error::file(&path, format!("cannot be read ({error}), so this is no whole checkpoint")))?;
+    let file: StateFile = serde_json::from_str(&text)
+        .map_err(|error| Error::file(&path, format!("is damaged or of another version: {error}")))?;
+    if file.version != VERSION {
+        return Err(Error::file(&path, format!("is of version {}, this is version {VERSION}", file.version)));
+    }
+    let unsealed = text.replacen(&file.checksum, NO_CHECKSUM, 1);
+    if hex(xxh3_64(unsealed.as_bytes())) != file.checksum {
+        return Err(Error::file(&path, "is damaged: its checksum does not fit"));
+    }
+    Ok(file)
+}
+
 /// Writes `checkpoint-<step>` into a run directory and gives its path. Whatever fails, what was there stays.
 pub fn write(run: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
     let dir = directory(run, snapshot.state.step);
@@ -231,15 +250,15 @@ pub fn write(run: &Path, snapshot: &Snapshot<'_>) -> Result<PathBuf> {
 /// Deletes `checkpoint-<step>`; one that is not there is as good as deleted.
 pub fn delete(run: &Path, step: u64) -> Result<PathBuf> {
     let dir = directory(run, step);
-    match std::fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Error::Io { path: dir, source: error }),
-        _ => Ok(dir),
-    }
+    remove(&dir)?;
+    Ok(dir)
 }
 
-/// Whether a directory entry is a checkpoint, or what is left of writing one.
-pub fn is_name(name: &str) -> bool {
-    step_of(name.trim_start_matches('.').trim_end_matches(PARTIAL)).is_some()
+/// Whether a directory entry is what is left of writing or deleting a checkpoint.
+pub fn is_leftover(name: &str) -> bool {
+    let hidden = name.strip_prefix('.');
+    let stem = hidden.and_then(|name| name.strip_suffix(PARTIAL).or_else(|| name.strip_suffix(LEAVING)));
+    stem.and_then(step_of).is_some()
 }
 
 /// Where the checkpoint of a step lies.
@@ -269,6 +288,24 @@ fn partial(run: &Path, step: u64) -> PathBuf {
     run.join(format!(".{PREFIX}{step}{PARTIAL}"))
 }
 
+/// Deletes a checkpoint under another name: half of one is no checkpoint.
+fn remove(dir: &Path) -> Result<()> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    let leaving = dir.with_file_name(format!(".{name}{LEAVING}"));
+    // Left by a process that was killed here.
+    gone(std::fs::remove_dir_all(&leaving)).map_err(Error::io(&leaving))?;
+    gone(std::fs::rename(dir, &leaving)).map_err(Error::io(dir))?;
+    gone(std::fs::remove_dir_all(&leaving)).map_err(Error::io(&leaving))
+}
+
+/// What is not there is as good as deleted.
+fn gone(result: std::io::Result<()>) -> std::io::Result<()> {
+    match result {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 fn fill(dir: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
     if dir.exists() {
         std::fs::remove_dir_all(dir).map_err(Error::io(dir))?;
@@ -295,11 +332,16 @@ fn fill(dir: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
     sync(dir)
 }
 
-/// Renames the finished directory; one of the same step gives way only then.
+/// Gives the finished directory its name. Where there is one of the same step with the same weights, which only knew less
+/// of the run, its `run.json` alone is replaced: there is no moment without a checkpoint of this step. Any other goes first.
 fn put_in_place(partial: &Path, dir: &Path) -> Result<()> {
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).map_err(Error::io(dir))?;
+    if Checkpoint::open(dir).is_ok() && read(dir)?.files == read(partial)?.files {
+        let state = dir.join(STATE);
+        std::fs::rename(partial.join(STATE), &state).map_err(Error::io(&state))?;
+        sync(dir)?;
+        return std::fs::remove_dir_all(partial).map_err(Error::io(partial));
     }
+    remove(dir)?;
     std::fs::rename(partial, dir).map_err(Error::io(dir))?;
     dir.parent().map_or(Ok(()), sync)
 }

@@ -36,9 +36,26 @@ pub enum Error {
         /// One entry for each thing that differs: what, then, now.
         differences: Vec<String>,
     },
-    /// Loss or gradients are no numbers any more.
+    /// What was to be kept could not be written.
     #[error(
-        "step {step}: loss or gradient was not finite in {count} steps in a row (last loss {loss}, gradient norm {grad_norm}); \
+        "step {step} could not be saved: {cause}; {}",
+        .last.map_or(
+            "there is no checkpoint yet: mend that and start over with --overwrite".to_owned(),
+            |last| format!("checkpoint-{last} is whole: mend that and go on from it with --resume")
+        )
+    )]
+    Unsaved {
+        /// Steps made.
+        step: u64,
+        /// The newest checkpoint there is.
+        last: Option<u64>,
+        /// What went wrong.
+        cause: Box<Error>,
+    },
+    /// Loss or gradients are no numbers any more, or all outliers.
+    #[error(
+        "step {step}: {count} steps in a row were skipped, as their loss or gradient was not finite or an outlier \
+         (last loss {loss}, gradient norm {grad_norm}); \
          the weights are those before them; lower --learning-rate or raise --warmup-steps"
     )]
     Diverged {

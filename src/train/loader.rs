@@ -7,6 +7,7 @@ use crate::data::pack::{Cursor, Filled, PackCounts, PackPlan, Packer};
 use crate::data::token_set::TokenSet;
 use crate::data::tokenizer::SpecialIds;
 
+use super::plan::Feed;
 use super::task::{MicroBatch, Objective};
 use super::{Error, Result};
 
@@ -50,6 +51,7 @@ pub struct Loader<'a> {
     kept: f64,
     /// The first batch of the next group, packed to see whether its epoch goes on.
     ahead: Option<MicroBatch>,
+    feed: Feed,
 }
 
 impl<'a> Loader<'a> {
@@ -60,7 +62,12 @@ impl<'a> Loader<'a> {
     ) -> Result<Self> {
         let packer = Packer::new(set, plan, special, cursor)?;
         let kept = 1.0 - plan.split.held_fraction;
-        Ok(Loader { packer, objective, accumulation: accumulation.max(1), kept, ahead: None })
+        Ok(Loader { packer, objective, accumulation: accumulation.max(1), kept, ahead: None, feed: Feed::AllBatches })
+    }
+
+    /// Gives these groups.
+    pub fn feeding(self, feed: Feed) -> Self {
+        Loader { feed, ..self }
     }
 
     /// The next group. An epoch without a single batch is an error: there would be no end to waiting for one.
@@ -125,9 +132,16 @@ impl<'a> Loader<'a> {
     }
 
     fn fill(&mut self, sender: &SyncSender<Result<Group>>) {
+        let here = self.packer.cursor();
         loop {
             let group = self.next_group();
             let failed = group.is_err();
+            if let (Feed::FirstStep, Ok(group)) = (self.feed, &group) {
+                // Whoever goes on after it begins with it.
+                let again = Group { cursor: here, last_of_epoch: LastOfEpoch::No, ..group.clone() };
+                while sender.send(Ok(again.clone())).is_ok() {}
+                return;
+            }
             if sender.send(group).is_err() || failed {
                 return;
             }

@@ -3,7 +3,7 @@
 //! In reading order: [`plan`] is a validated plan and [`settings`] its flat form; [`start`] is what a
 //! run starts from; [`run`](mod@run) puts everything together and [`session`] is the loop, which
 //! performs what [`policy`] asks for; [`loader`] packs and masks ahead; [`step`] is one optimizer step
-//! with [`optimizer`] and [`schedule`]; [`task`] is what masked-language modelling and classification
+//! with [`optimizer`], [`outliers`] and [`schedule`]; [`task`] is what masked-language modelling and classification
 //! do differently; [`evaluate`] measures with [`metrics`] and [`unigram`]; [`checkpoint`] and
 //! [`run_dir`] are what lies on the disk, [`records`] what is read there; [`observer`] watches.
 
@@ -15,6 +15,7 @@ pub mod loader;
 pub mod metrics;
 pub mod observer;
 pub mod optimizer;
+pub mod outliers;
 pub mod plan;
 pub mod policy;
 pub mod records;
@@ -32,7 +33,8 @@ pub mod unigram;
 pub use error::{Error, Result};
 pub use evaluate::{EvalPlan, evaluate};
 pub use observer::{Event, Observer, Silent};
-pub use plan::{Batching, Length, Occupied, TrainPlan};
+pub use outliers::Outliers;
+pub use plan::{Batching, Feed, Length, Occupied, TrainPlan};
 pub use policy::{Every, Metric, Policy};
 pub use records::{ClassifierEval, Curves, EvalRecord, EvalResult, MlmEval, Record, StepRecord};
 pub use run::{Ended, Summary, run};

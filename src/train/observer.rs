@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::records::{EvalRecord, StepRecord};
+use super::step::Why;
 
 /// Watches a run.
 pub trait Observer {
@@ -22,7 +23,7 @@ pub enum Event<'a> {
     Started(Started<'a>),
     /// A step was made.
     Step(StepDone),
-    /// A step was skipped: its loss or gradients were no finite numbers.
+    /// A step was skipped: it left the weights as they were.
     Skipped {
         /// Which.
         step: u64,
@@ -30,6 +31,8 @@ pub enum Event<'a> {
         loss: f64,
         /// Its gradient norm.
         grad_norm: f64,
+        /// For what reason.
+        why: Why,
     },
     /// A step was logged.
     Logged(&'a StepRecord),

@@ -1,6 +1,6 @@
 //! AdamW's settings and moments.
 
-use crate::backend::{self, AdamW, Backend, UpdateSpan};
+use crate::backend::{self, AdamW, Backend, UpdateLimits, UpdateSpan};
 use crate::model::ParamTable;
 
 use super::Result;
@@ -45,6 +45,8 @@ pub struct Optimizer<B: Backend> {
     pub m: B::Flat,
     /// Second moments.
     pub v: B::Flat,
+    /// Beyond which the next update is withheld.
+    pub limits: UpdateLimits,
     /// Updates made: what the bias correction counts. Skipped steps are not among them.
     pub updates: u32,
 }
@@ -58,6 +60,7 @@ impl<B: Backend> Optimizer<B> {
             hyper: be.hyper()?,
             m: be.flat(table.flat_len)?,
             v: be.flat(table.flat_len)?,
+            limits: UpdateLimits::NONE,
             updates: 0,
         })
     }
@@ -73,12 +76,13 @@ impl<B: Backend> Optimizer<B> {
             weight_decay: s.weight_decay as f32,
             max_norm: s.max_grad_norm as f32,
             step: self.updates.saturating_add(1),
+            limits: self.limits,
         };
         Ok(be.set_hyper(&mut self.hyper, &hyper)?)
     }
 
-    /// Clips by the norm in `tally` and updates the weights. A norm that is not finite changes nothing; only who sees
-    /// the tally knows, and does the counting.
+    /// Clips by the norm in `tally` and updates the weights. A tally beyond the limits changes nothing; only who sees it
+    /// knows, and does the counting.
     pub fn update(
         &mut self, be: &B, weights: &mut B::Weights, grads: &B::Flat, tally: &B::Tally,
     ) -> backend::Result<()> {

@@ -7,6 +7,7 @@ use crate::data::split::{Split, Subset};
 use crate::model::Config;
 
 use super::optimizer::AdamSettings;
+use super::outliers::Outliers;
 use super::policy::{Every, Metric, Policy};
 use super::schedule::{Schedule, ScheduleKind, Warmup};
 use super::step::Replay;
@@ -109,6 +110,15 @@ pub enum Length {
     Steps(u64),
 }
 
+/// What the steps of a run are made on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    /// One batch after the other, epoch after epoch.
+    AllBatches,
+    /// The first step's batches, again and again: a model and a learning rate that are any good know them by heart soon.
+    FirstStep,
+}
+
 /// What an output directory that holds something means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occupied {
@@ -139,6 +149,10 @@ pub struct TrainPlan {
     pub length: Length,
     /// When to evaluate, save, stop.
     pub policy: Policy,
+    /// Steps whose update is withheld.
+    pub outliers: Outliers,
+    /// What the steps are made on.
+    pub feed: Feed,
     /// A line of `metrics.jsonl` every so many steps.
     pub logging_steps: u64,
     /// Of order, masks and dropout.
@@ -173,6 +187,8 @@ impl TrainPlan {
                 metric: Metric::Loss,
                 patience: None,
             },
+            outliers: Outliers::IGNORED,
+            feed: Feed::AllBatches,
             logging_steps: 10,
             seed: 42,
             replay: Replay::WhenItCan,
@@ -184,6 +200,7 @@ impl TrainPlan {
     pub fn check(&self, config: &Config) -> Result<()> {
         self.batching.check(config)?;
         self.task.check()?;
+        self.outliers.check()?;
         let a = &self.adam;
         let fraction = |x: f64| (0.0..1.0).contains(&x);
         // As the f32 that is computed with: what rounds to zero there divides by zero.
@@ -222,6 +239,12 @@ impl TrainPlan {
 
     fn check_policy(&self) -> Result<()> {
         let evaluates = self.policy.evaluate != Every::Never;
+        if self.feed == Feed::FirstStep && evaluates {
+            return Err(Error::Plan(
+                "--overfit-one-batch says nothing of postings held out; leave --eval-strategy and --eval-steps out"
+                    .into(),
+            ));
+        }
         if self.policy.patience.is_some() && !evaluates {
             return Err(Error::Plan("--patience counts evaluations, and --eval-strategy is no".into()));
         }

@@ -174,6 +174,12 @@ impl Policy {
         self.patience.is_some_and(|patience| memory.since_best >= patience)
     }
 
+    /// Steps of checkpoints that a sitting of the run, killed after `step` was saved, was still to delete.
+    pub fn left_over(&self, memory: &Memory, step: u64, there: &[u64]) -> Vec<u64> {
+        let dropped = |saved: &u64| *saved < step && !memory.saved.contains(saved);
+        if self.save_total_limit.is_some() { there.iter().copied().filter(dropped).collect() } else { Vec::new() }
+    }
+
     /// After a checkpoint was written: which are one too many? The oldest go first, the best and the newest never.
     pub fn after_save(&self, memory: &mut Memory, step: u64) -> Vec<Action> {
         memory.saved.retain(|&saved| saved != step);
@@ -254,6 +260,15 @@ mod tests {
             }
             assert_eq!(memory.saved, [1, 3]);
         }
+    }
+
+    #[test]
+    fn what_was_dropped_and_is_still_there_goes_when_the_run_goes_on() {
+        let limited = Policy { save_total_limit: Some(2), ..policy(Every::Never) };
+        let memory = Memory { saved: vec![3, 4], ..Memory::default() };
+        // Later ones are of another sitting, and none of ours to judge.
+        assert_eq!(limited.left_over(&memory, 4, &[1, 2, 3, 4, 9]), [1, 2]);
+        assert!(policy(Every::Never).left_over(&memory, 4, &[1, 2, 3, 4]).is_empty());
     }
 
     #[test]

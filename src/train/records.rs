@@ -36,6 +36,9 @@ pub struct StepRecord {
     pub learning_rate: f64,
     /// L2 norm of this step's gradients, before clipping.
     pub grad_norm: f64,
+    /// Steps skipped since the run began: not finite, or outliers.
+    #[serde(default)]
+    pub skipped: u64,
     /// Tokens trained on since the run began, special tokens included.
     pub tokens: u64,
     /// Tokens a second over the steps since the one logged before, evaluation and saving not counted.

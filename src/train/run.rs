@@ -12,6 +12,7 @@ use super::checkpoint::{DataPrint, Interval, RunState};
 use super::evaluate::{EvalPlan, Evaluator, MASK_SEED};
 use super::loader::Loader;
 use super::observer::{Event, Observer, Started};
+use super::outliers::Recent;
 use super::plan::{Length, TrainPlan};
 use super::policy::{Best, Every, Memory};
 use super::records::{EvalResult, Record};
@@ -44,8 +45,10 @@ pub struct Summary {
     pub evaluation: Option<EvalResult>,
     /// The best evaluation's step and metric.
     pub best: Option<Best>,
-    /// Steps skipped for want of finite numbers.
+    /// Steps skipped: their loss or gradients were not finite, or outliers.
     pub skipped_steps: u64,
+    /// The outliers among them.
+    pub outlier_steps: u64,
     /// What one epoch of this sitting packed, cut and passed over; all of it where it was less than an epoch.
     pub packing: PackCounts,
     /// Why it ended.
@@ -96,6 +99,7 @@ pub fn run<B: Backend>(
     let trainer = trainer(be, start, plan, capacity)?;
     let evaluator = evaluator(be, &trainer.model, set, plan)?;
     let loader = Loader::new(set, &packing, tokenizer.special(), state.cursor.clone(), objective, plan.accumulation)?;
+    let loader = loader.feeding(plan.feed);
     // Last of all, as this may delete an earlier run: whatever else can be refused was refused by now.
     let dir = RunDir::claim(&plan.out, opening)?;
     dir.write_settings(&state.settings)?;
@@ -107,7 +111,7 @@ pub fn run<B: Backend>(
         warmup_steps: plan.schedule.warmup_steps(state.total_steps),
     }));
 
-    let mut session = Session::new(be, plan, Ready { tokenizer, trainer, evaluator, state, dir }, observer);
+    let mut session = Session::new(be, plan, Ready { set, tokenizer, trainer, evaluator, state, dir }, observer);
     let ended = std::thread::scope(|scope| session.steps(&loader.run_ahead(scope)))?;
     session.finish(ended)
 }
@@ -162,7 +166,9 @@ fn state_of(start: &Start, set: &TokenSet, plan: &TrainPlan, packing: &PackPlan)
             epoch: 0.0,
             cursor: Cursor::start(0),
             skipped: 0,
+            outliers: 0,
             skipped_in_a_row: 0,
+            recent: Recent::default(),
             policy: Memory::default(),
             interval: Interval::default(),
             evaluation_due: plan.policy.evaluate != Every::Never,
@@ -172,6 +178,7 @@ fn state_of(start: &Start, set: &TokenSet, plan: &TrainPlan, packing: &PackPlan)
             train_seconds: 0.0,
             settings: settings.to_string(),
             data,
+            data_files: set.stamps().clone(),
         });
     };
     let state = checkpoint.state.clone();
@@ -182,8 +189,12 @@ fn state_of(start: &Start, set: &TokenSet, plan: &TrainPlan, packing: &PackPlan)
     if !differing.is_empty() {
         return Err(Error::Differs { path: checkpoint.dir.clone(), differences: differing });
     }
+    if state.data_files != *set.stamps() {
+        // Moved, copied, or changed under the same description: only reading every byte tells.
+        set.verify()?;
+    }
     // What may differ, and does, is from now on as it is asked for now.
-    Ok(RunState { settings: settings.to_string(), ..state })
+    Ok(RunState { settings: settings.to_string(), data_files: set.stamps().clone(), ..state })
 }
 
 /// Steps of a whole run: each epoch's batches, packed over lengths only, in groups.

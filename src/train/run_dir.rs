@@ -1,7 +1,7 @@
 //! The run directory: who may write there, what an earlier run left, and the metrics file.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use super::checkpoint;
@@ -18,6 +18,11 @@ pub const REPORT: &str = "report.html";
 /// The token set made of the files a run was given.
 pub const TOKENS: &str = "tokens";
 const LOCK: &str = ".lock";
+/// What files are called while they are replaced.
+const METRICS_PARTIAL: &str = "metrics.partial";
+const SETTINGS_PARTIAL: &str = "run.partial";
+/// What names of the token set begin with while it is made or replaced.
+const TOKENS_PARTIAL: &[&str] = &[".tokens.partial-", ".tokens.old-"];
 
 /// Files of the best model in a run directory.
 const MODEL_FILES: &[&str] = &[
@@ -52,28 +57,19 @@ impl RunDir {
     /// Makes the directory where it is missing, locks it, and clears it of what an earlier run left,
     /// as far as `opening` allows.
     pub fn claim(path: &Path, opening: Opening) -> Result<RunDir> {
-        std::fs::create_dir_all(path).map_err(Error::io(path))?;
-        let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(Error::io(&lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::file(path, "another run is writing there; wait for it or name another --out"));
-            }
-            Err(TryLockError::Error(source)) => return Err(Error::Io { path: lock_path, source }),
-        }
+        std::fs::create_dir_all(path).map_err(|error| unwritable(path, error))?;
+        let lock = hold(path, OpenOptions::new().create(true).truncate(false).write(true))?
+            .ok_or_else(|| unwritable(path, ErrorKind::NotFound.into()))?;
         let mut dir = RunDir { path: path.to_path_buf(), _lock: lock, records: Vec::new() };
         match opening {
             Opening::Fresh(occupied) => {
                 check_free(path, occupied)?;
                 clear(path)?;
             }
-            Opening::Resume(step) => dir.rewind(step)?,
+            Opening::Resume(step) => {
+                sweep(path)?;
+                dir.rewind(step)?;
+            }
         }
         Ok(dir)
     }
@@ -118,7 +114,9 @@ pub fn read_metrics(dir: &Path) -> Result<Vec<Record>> {
     if !path.exists() {
         return Ok(Vec::new());
     }
-    let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
+    let bytes = std::fs::read(&path).map_err(Error::io(&path))?;
+    // A line may be cut within a letter.
+    let text = String::from_utf8_lossy(&bytes);
     let lines: Vec<&str> = text.lines().collect();
     let mut records = Vec::with_capacity(lines.len());
     for (i, line) in lines.iter().enumerate() {
@@ -132,9 +130,9 @@ pub fn read_metrics(dir: &Path) -> Result<Vec<Record>> {
 }
 
 /// Whether a new run may write there: into what is missing or empty, or, with [`Occupied::Overwrite`],
-/// over an earlier run. A token set made for this run does not count.
+/// over an earlier run. A token set made for this run does not count, nor does what a killed process left half done.
 pub fn check_free(path: &Path, occupied: Occupied) -> Result<()> {
-    let Some(found) = entries(path)?.into_iter().find(|name| name != LOCK && name != TOKENS) else { return Ok(()) };
+    let Some(found) = entries(path)?.into_iter().find(|name| !is_early(name)) else { return Ok(()) };
     match occupied {
         Occupied::Refuse => Err(Error::file(
             path,
@@ -151,15 +149,80 @@ pub fn check_free(path: &Path, occupied: Occupied) -> Result<()> {
     }
 }
 
-/// Deletes what a run writes, and nothing else.
+/// That no other process is writing there. Only [`RunDir::claim`] keeps others away; this is for what comes before it.
+pub fn check_idle(path: &Path) -> Result<()> {
+    hold(path, OpenOptions::new().write(true)).map(drop)
+}
+
+/// Locks a run directory until the file is closed; `None` where it has no lock file and none is to be made.
+fn hold(path: &Path, options: &OpenOptions) -> Result<Option<File>> {
+    let lock_path = path.join(LOCK);
+    loop {
+        let lock = match options.open(&lock_path) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(unwritable(path, error)),
+        };
+        match lock.try_lock() {
+            // Whoever held it may have deleted it since it was opened here, and the next to come would make a new one.
+            Ok(()) if is_at(&lock, &lock_path) => return Ok(Some(lock)),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::file(path, "another run is writing there; wait for it or name another --out"));
+            }
+            Err(TryLockError::Error(error)) => return Err(unwritable(path, error)),
+        }
+    }
+}
+
+fn unwritable(path: &Path, error: std::io::Error) -> Error {
+    Error::file(path, format!("cannot be written to ({error}); name another --out"))
+}
+
+/// Whether an open file is still the one of this name.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let id = |found: &std::fs::Metadata| (found.dev(), found.ino());
+    matches!((file.metadata(), std::fs::metadata(path)), (Ok(open), Ok(named)) if id(&open) == id(&named))
+}
+
+/// Elsewhere a file that is open keeps its name.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
+}
+
+/// Deletes what a run writes, and nothing else; last the file that says there is a run.
 fn clear(path: &Path) -> Result<()> {
+    sweep(path)?;
+    for step in checkpoint::steps(path)? {
+        checkpoint::delete(path, step)?;
+    }
     let files = MODEL_FILES.iter().chain(&[METRICS, REPORT, SETTINGS]);
     for file in files.map(|name| path.join(name)).filter(|file| file.exists()) {
         std::fs::remove_file(&file).map_err(Error::io(&file))?;
     }
-    for name in entries(path)?.iter().filter(|name| checkpoint::is_name(name)) {
-        let dir = path.join(name);
-        std::fs::remove_dir_all(&dir).map_err(Error::io(&dir))?;
+    Ok(())
+}
+
+/// Whether a directory entry may be there before there is a run, left by a process that was killed early.
+fn is_early(name: &str) -> bool {
+    [LOCK, TOKENS, SETTINGS_PARTIAL].contains(&name) || TOKENS_PARTIAL.iter().any(|start| name.starts_with(start))
+}
+
+/// Whether a directory entry is what a killed process left half done.
+fn is_leftover(name: &str) -> bool {
+    let of_a_model = |file: &&str| name.strip_suffix(".partial") == Some(file);
+    let early = is_early(name) && name != LOCK && name != TOKENS;
+    early || name == METRICS_PARTIAL || checkpoint::is_leftover(name) || MODEL_FILES.iter().any(of_a_model)
+}
+
+/// Deletes it.
+fn sweep(path: &Path) -> Result<()> {
+    for left in entries(path)?.iter().filter(|name| is_leftover(name)).map(|name| path.join(name)) {
+        let deleted = if left.is_dir() { std::fs::remove_dir_all(&left) } else { std::fs::remove_file(&left) };
+        deleted.map_err(Error::io(&left))?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use crate::backend::Backend;
 use crate::data::pack::PackCounts;
+use crate::data::token_set::TokenSet;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub;
 
@@ -19,16 +20,17 @@ use super::policy::{Action, Moment, Place};
 use super::records::{EvalRecord, Record, StepRecord};
 use super::run::{Ended, Summary};
 use super::run_dir::RunDir;
-use super::step::{StepOutcome, Trainer, Update};
+use super::step::{StepOutcome, Trainer, Update, Why};
 use super::{Error, Result};
 
-/// Steps without finite numbers, one after another, that end a run.
+/// Steps skipped one after another that end a run.
 const MOST_SKIPPED_IN_A_ROW: u32 = 10;
 
 /// A run under way.
 pub struct Session<'a, B: Backend> {
     be: &'a B,
     plan: &'a TrainPlan,
+    set: &'a TokenSet,
     tokenizer: Tokenizer,
     trainer: Trainer<B>,
     evaluator: Option<Evaluator<'a, B>>,
@@ -66,6 +68,8 @@ struct Began {
 
 /// What a session takes over.
 pub struct Ready<'a, B: Backend> {
+    /// What is trained on.
+    pub set: &'a TokenSet,
     /// The token set's.
     pub tokenizer: Tokenizer,
     /// Model and moments as `state` has them.
@@ -81,7 +85,7 @@ pub struct Ready<'a, B: Backend> {
 impl<'a, B: Backend> Session<'a, B> {
     /// Makes ready to go on from `ready.state`.
     pub fn new(be: &'a B, plan: &'a TrainPlan, ready: Ready<'a, B>, observer: &'a mut dyn Observer) -> Self {
-        let Ready { tokenizer, trainer, evaluator, state, dir } = ready;
+        let Ready { set, tokenizer, trainer, evaluator, state, dir } = ready;
         let began = Began {
             at: Instant::now(),
             seconds: state.seconds,
@@ -91,6 +95,7 @@ impl<'a, B: Backend> Session<'a, B> {
         Session {
             be,
             plan,
+            set,
             tokenizer,
             trainer,
             evaluator,
@@ -106,6 +111,10 @@ impl<'a, B: Backend> Session<'a, B> {
 
     /// Makes the steps that are left.
     pub fn steps(&mut self, groups: &Receiver<Result<Group>>) -> Result<Ended> {
+        let there = checkpoint::steps(self.dir.path())?;
+        for step in self.plan.policy.left_over(&self.state.policy, self.state.step, &there) {
+            self.delete(step)?;
+        }
         if self.state.evaluation_due {
             // After a step, its checkpoint was written without knowing the outcome.
             let again = (self.state.step > 0).then_some(Action::Save);
@@ -142,12 +151,16 @@ impl<'a, B: Backend> Session<'a, B> {
         self.trainer.begin(self.be, &group)?;
         self.settle()?;
         let (step, total) = (self.state.step + 1, self.state.total_steps);
+        self.trainer.optimizer.limits = self.plan.outliers.limits(&self.state.recent);
         self.trainer.complete(self.be, self.plan.schedule.factor(step, total))?;
         let place = match group.last_of_epoch {
             _ if step == total => Place::RunEnd,
             LastOfEpoch::Yes => Place::EpochEnd,
             LastOfEpoch::No => Place::Within,
         };
+        if place != Place::Within {
+            self.check_data()?;
+        }
         self.under_way = Some(UnderWay { group, place });
         Ok(Moment { step, place })
     }
@@ -179,16 +192,20 @@ impl<'a, B: Backend> Session<'a, B> {
         s.interval.tokens += group.tokens;
         s.interval.seconds += seconds;
         let (step, loss, grad_norm) = (s.step, outcome.mean_loss(), outcome.grad_norm);
+        if outcome.weight > 0.0 {
+            self.plan.outliers.note(&mut s.recent, loss, grad_norm);
+        }
         match outcome.update {
             Update::Made => {
                 s.skipped_in_a_row = 0;
                 s.interval.loss += outcome.loss;
                 s.interval.weight += outcome.weight;
             }
-            Update::Skipped => {
+            Update::Skipped(why) => {
                 s.skipped += 1;
+                s.outliers += u64::from(why == Why::Outlier);
                 s.skipped_in_a_row += 1;
-                self.observer.on(Event::Skipped { step, loss, grad_norm });
+                self.observer.on(Event::Skipped { step, loss, grad_norm, why });
                 if s.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW {
                     return Err(Error::Diverged { step, count: s.skipped_in_a_row, loss, grad_norm });
                 }
@@ -203,7 +220,7 @@ impl<'a, B: Backend> Session<'a, B> {
     fn log(&mut self, outcome: &StepOutcome, place: Place) -> Result<()> {
         let s = &self.state;
         let asked = s.step.is_multiple_of(self.plan.logging_steps) || place == Place::RunEnd;
-        if !asked || s.interval.weight == 0.0 || outcome.update == Update::Skipped {
+        if !asked || s.interval.weight == 0.0 || outcome.update != Update::Made {
             return Ok(());
         }
         let record = StepRecord {
@@ -212,13 +229,14 @@ impl<'a, B: Backend> Session<'a, B> {
             loss: s.interval.loss / s.interval.weight,
             learning_rate: self.plan.adam.learning_rate * self.plan.schedule.factor(s.step, s.total_steps),
             grad_norm: outcome.grad_norm,
+            skipped: s.skipped,
             tokens: s.tokens,
             tokens_per_second: s.interval.tokens as f64 / s.interval.seconds.max(f64::MIN_POSITIVE),
             seconds: self.seconds(),
         };
         self.state.interval = Interval::default();
         self.observer.on(Event::Logged(&record));
-        self.dir.record(Record::Step(record))
+        self.record(Record::Step(record))
     }
 
     /// Performs actions and those that follow from them, in order. A stop that the observer wants comes
@@ -268,7 +286,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let step = self.state.step;
         let record = EvalRecord { step, epoch: self.state.epoch, eval: eval.clone(), seconds: self.seconds() };
         self.observer.on(Event::Evaluated(&record));
-        self.dir.record(Record::Eval(record))?;
+        self.record(Record::Eval(record))?;
         if step == 0 {
             // What was there before training is no candidate for the best.
             self.state.evaluation_before = Some(eval);
@@ -283,31 +301,32 @@ impl<'a, B: Backend> Session<'a, B> {
     fn promote(&mut self) -> Result<Vec<Action>> {
         let model = &self.trainer.model;
         let values = self.be.read_weights(&model.weights)?;
-        hub::save(self.dir.path(), &model.config, model.head, &model.table, &values)?;
-        self.tokenizer.save(self.dir.path())?;
+        hub::save(self.dir.path(), &model.config, model.head, &model.table, &values)
+            .map_err(Error::from)
+            .and_then(|()| Ok(self.tokenizer.save(self.dir.path())?))
+            .map_err(|cause| self.unsaved(cause))?;
         self.observer.on(Event::Promoted(self.dir.path()));
         Ok(Vec::new())
     }
 
     fn save(&mut self) -> Result<Vec<Action>> {
+        self.check_data()?;
         let actions = self.plan.policy.after_save(&mut self.state.policy, self.state.step);
         self.state.seconds = self.seconds();
         self.state.updates = self.trainer.optimizer.updates;
         self.state.micro_batches = self.trainer.micro_batches;
         let Trainer { model, optimizer, .. } = &self.trainer;
-        let path = checkpoint::write(
-            self.dir.path(),
-            &Snapshot {
-                config: &model.config,
-                head: model.head,
-                table: &model.table,
-                values: &self.be.read_weights(&model.weights)?,
-                m: &self.be.read_flat(&optimizer.m)?,
-                v: &self.be.read_flat(&optimizer.v)?,
-                tokenizer: &self.tokenizer,
-                state: &self.state,
-            },
-        )?;
+        let snapshot = Snapshot {
+            config: &model.config,
+            head: model.head,
+            table: &model.table,
+            values: &self.be.read_weights(&model.weights)?,
+            m: &self.be.read_flat(&optimizer.m)?,
+            v: &self.be.read_flat(&optimizer.v)?,
+            tokenizer: &self.tokenizer,
+            state: &self.state,
+        };
+        let path = checkpoint::write(self.dir.path(), &snapshot).map_err(|cause| self.unsaved(cause))?;
         self.observer.on(Event::Saved(&path));
         Ok(actions)
     }
@@ -316,6 +335,27 @@ impl<'a, B: Backend> Session<'a, B> {
         let path = checkpoint::delete(self.dir.path(), step)?;
         self.observer.on(Event::Deleted(&path));
         Ok(Vec::new())
+    }
+
+    fn record(&mut self, record: Record) -> Result<()> {
+        self.dir.record(record).map_err(|cause| self.unsaved(cause))
+    }
+
+    /// That nothing of this step could be written, and what is left to go on from.
+    fn unsaved(&self, cause: Error) -> Error {
+        let last = checkpoint::steps(self.dir.path()).unwrap_or_default().pop();
+        Error::Unsaved { step: self.state.step, last, cause: Box::new(cause) }
+    }
+
+    /// That the data is what it was when the run or this sitting began. Asked for at the end of each epoch and before a
+    /// checkpoint is written.
+    fn check_data(&self) -> Result<()> {
+        let Some(path) = self.set.touched() else { return Ok(()) };
+        let back = match checkpoint::steps(self.dir.path()).unwrap_or_default().pop() {
+            Some(step) => format!("put it back as it was and go on from checkpoint-{step} with --resume"),
+            None => "start over with --overwrite".into(),
+        };
+        Err(Error::file(path, format!("was changed under the run, which may have trained on either; {back}")))
     }
 
     /// Seconds of all sittings.
@@ -351,6 +391,7 @@ impl<'a, B: Backend> Session<'a, B> {
             evaluation: s.evaluation,
             best: s.policy.best,
             skipped_steps: s.skipped,
+            outlier_steps: s.outliers,
             packing: match self.packing {
                 Packing::Part(counts) | Packing::Epoch(counts) => counts,
             },

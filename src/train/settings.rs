@@ -4,7 +4,7 @@
 use crate::data::mask::MaskUnit;
 use crate::data::pack::{Long, Packing};
 
-use super::plan::{Length, TrainPlan};
+use super::plan::{Feed, Length, TrainPlan};
 use super::policy::Every;
 use super::schedule::Warmup;
 use super::task::{ClassWeights, Task};
@@ -47,12 +47,27 @@ impl TrainPlan {
             Warmup::Ratio(ratio) => set("warmup_ratio", ratio.into()),
         };
         set("gradient_accumulation_steps", integer(self.accumulation as u64));
+        if self.feed == Feed::FirstStep {
+            set("overfit_one_batch", true.into());
+        }
         set("logging_steps", integer(self.logging_steps));
         set("seed", integer(self.seed));
+        self.outlier_settings(&mut t);
         self.policy_settings(&mut t);
         self.batch_settings(&mut t);
         self.task_settings(&mut t);
         t
+    }
+
+    fn outlier_settings(&self, t: &mut toml::Table) {
+        let o = &self.outliers;
+        let window = o.are_wanted().then_some(integer(o.window as u64));
+        let optional = [
+            ("max_loss_z_score", o.max_loss.map(Into::into)),
+            ("max_grad_norm_z_score", o.max_grad_norm.map(Into::into)),
+            ("z_score_window", window),
+        ];
+        t.extend(optional.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     }
 
     fn policy_settings(&self, t: &mut toml::Table) {

@@ -4,7 +4,7 @@
 //! the next one's passes are under way, so a device never waits for the host. The first step is computed op by op; from
 //! the second on, a backend that can records its passes and its update once and computes the recordings.
 
-use crate::backend::{Backend, Capacity, Result as OpResult};
+use crate::backend::{Backend, Capacity, Result as OpResult, UpdateLimits};
 use crate::model::distilbert::Workspace;
 use crate::model::{DistilBert, Mode};
 
@@ -66,8 +66,17 @@ pub struct StepOutcome {
 pub enum Update {
     /// It did.
     Made,
-    /// It did not: loss or gradients were no finite numbers.
-    Skipped,
+    /// It did not.
+    Skipped(Why),
+}
+
+/// Why a step left the weights as they were.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// Its loss or its gradients were no finite numbers.
+    NotFinite,
+    /// They were beyond the optimizer's limits.
+    Outlier,
 }
 
 impl StepOutcome {
@@ -115,16 +124,19 @@ impl<B: Backend> Trainer<B> {
     pub fn settle(&mut self, be: &B) -> Result<Option<StepOutcome>> {
         let Some(receipt) = self.posted.take() else { return Ok(None) };
         let sums = be.collect(receipt)?;
-        let finite = sums.grad_norm.is_finite();
-        if finite {
+        let update = if self.optimizer.limits.allow(&sums) {
             self.optimizer.updates += 1;
-        }
-        let update = if finite && sums.loss.is_finite() { Update::Made } else { Update::Skipped };
+            Update::Made
+        } else if UpdateLimits::NONE.allow(&sums) {
+            Update::Skipped(Why::Outlier)
+        } else {
+            Update::Skipped(Why::NotFinite)
+        };
         Ok(Some(StepOutcome { loss: sums.loss, weight: sums.weight, grad_norm: sums.grad_norm, update }))
     }
 
-    /// Clips and updates, for the group that was begun; `factor` is the schedule's. The step before must be settled:
-    /// whether it made an update decides on this one's bias correction.
+    /// Clips and updates within the optimizer's limits, for the group that was begun; `factor` is the schedule's. The step
+    /// before must be settled: whether it made an update decides on this one's bias correction.
     pub fn complete(&mut self, be: &B, factor: f64) -> Result<()> {
         self.optimizer.prepare(be, factor)?;
         match &self.computed {

@@ -6,8 +6,10 @@ mod bad_rows;
 #[path = "../support/binary.rs"]
 mod binary;
 mod devices;
+mod kills;
 mod outputs;
 mod quickstart;
+mod runs;
 mod streams;
 mod support;
 mod workflow;

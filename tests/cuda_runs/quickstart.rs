@@ -33,6 +33,7 @@ fn a_small_quickstart_finishes() {
         threads: 0,
         seed: 42,
         seed_given: false,
+        computed: String::new(),
         json: true,
         quiet: true,
     };

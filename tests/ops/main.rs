@@ -13,6 +13,7 @@ mod simulator;
 mod caught;
 mod large;
 mod library;
+mod limits;
 mod oracle;
 mod products;
 mod refusals;

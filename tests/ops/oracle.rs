@@ -1,7 +1,7 @@
 //! Is the oracle right? Its gradients against central differences of its forward lines, and its
 //! functions against values from elsewhere.
 
-use handbert::backend::{AdamW, Dropout};
+use handbert::backend::{AdamW, Dropout, UpdateLimits};
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::random::Random;
 use handbert::check::reference::attention::{Attention, Place};
@@ -212,6 +212,7 @@ fn adamw_is_torchs() {
         weight_decay: 0.125,
         max_norm: 1.0,
         step: 0,
+        limits: UpdateLimits::NONE,
     };
     let state = |w: &[f64]| State { w: w.to_vec(), m: vec![0.0; w.len()], v: vec![0.0; w.len()] };
     let (mut decays, mut stays) = (state(&[1.0, -2.0, 0.5]), state(&[0.25]));

@@ -1,8 +1,8 @@
 //! Shapes that do not fit an op are `Error::Shape`, never a panic.
 
 use handbert::backend::{
-    AdamW, Backend, Dropout, Embedding, Error, Into, Linear, LossGrads, Norm, Pick, Result, Rows, Span, UpdateSpan,
-    VocabProjection,
+    AdamW, Backend, Dropout, Embedding, Error, Into, Linear, LossGrads, Norm, Pick, Result, Rows, Span, UpdateLimits,
+    UpdateSpan, VocabProjection,
 };
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::params::Params;
@@ -290,6 +290,7 @@ fn optimizer<B: Backend>(be: &B, f: &mut Fixture<B>) -> Result<()> {
         weight_decay: 0.0,
         max_norm: 1.0,
         step: 1,
+        limits: UpdateLimits::NONE,
     };
     let mut hyper = be.hyper()?;
     be.set_hyper(&mut hyper, &values)?;

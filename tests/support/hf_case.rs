@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use handbert::backend::{AdamW, Backend, BatchView, Capacity, Tally};
+use handbert::backend::{AdamW, Backend, BatchView, Capacity, Tally, UpdateLimits};
 use handbert::model::distilbert::Workspace;
 use handbert::model::hub::tensors::TensorFile;
 use handbert::model::hub::{self, Wanted};
@@ -143,6 +143,7 @@ impl Case {
             weight_decay: of("weight_decay"),
             max_norm: of("max_norm"),
             step: step as u32 + 1,
+            limits: UpdateLimits::NONE,
         }
     }
 

@@ -8,6 +8,7 @@ use handbert::backend::cpu::Cpu;
 use handbert::data::token_set::{About, TokenSet, TokenSetWriter};
 use handbert::data::tokenizer::Tokenizer;
 use handbert::model::{Config, Head, ParamTable, hub};
+use handbert::train::step::Why;
 use handbert::train::{Event, Observer, Start, Task, TrainPlan};
 
 /// Names of the classes.
@@ -173,6 +174,7 @@ pub struct Watcher {
     pub stop_in_evaluation: bool,
     pub steps: u64,
     pub skipped: u64,
+    pub outliers: u64,
     pub saved: Vec<PathBuf>,
     pub evaluating: bool,
 }
@@ -188,7 +190,10 @@ impl Observer for Watcher {
         match event {
             Event::Step(_) => self.steps += 1,
             Event::Evaluating { .. } if self.stop_in_evaluation => self.stop_after = Some(0),
-            Event::Skipped { .. } => self.skipped += 1,
+            Event::Skipped { why, .. } => {
+                self.skipped += 1;
+                self.outliers += u64::from(why == Why::Outlier);
+            }
             Event::Saved(path) => self.saved.push(path.to_path_buf()),
             _ => {}
         }

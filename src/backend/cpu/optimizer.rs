@@ -61,7 +61,7 @@ pub fn adamw(
     for UpdateSpan { span, .. } in spans {
         w.span(OP, "span", *span, dim("span", span.len))?;
     }
-    if !tally.grad_norm.is_finite() {
+    if !hyper.limits.allow(tally) {
         return Ok(());
     }
     let factors = Factors::new(hyper, tally.grad_norm);

@@ -1,15 +1,23 @@
 //! grad_norm and adamw.
 
 use super::linear::rows_only;
-use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateSpan};
+use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateLimits, UpdateSpan};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::random::Random;
 use crate::check::reference::optimizer::{State, adamw, grad_norm};
 use crate::check::reference::{Scalar, cast, widen};
 use crate::check::room::Room;
 
-const HYPER: AdamW =
-    AdamW { learning_rate: 3e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.01, max_norm: 1.0, step: 1 };
+const HYPER: AdamW = AdamW {
+    learning_rate: 3e-3,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+    weight_decay: 0.01,
+    max_norm: 1.0,
+    step: 1,
+    limits: UpdateLimits::NONE,
+};
 
 /// Bits that no arithmetic leaves as they are by chance.
 const CANARY: f32 = 12_345.678;

@@ -125,6 +125,19 @@ pub struct OptimizationArgs {
     /// Global norm the gradients are clipped to, 0 = none [default: 1]
     #[arg(long, value_name = "NORM")]
     pub max_grad_norm: Option<f64>,
+    /// Skip the update of a step whose loss is more than so many standard deviations above the mean of the steps before it;
+    /// counted and shown like one that is not finite [default: none]
+    #[arg(long, value_name = "DEVIATIONS")]
+    pub max_loss_z_score: Option<f64>,
+    /// The same of the gradients' norm
+    #[arg(long, value_name = "DEVIATIONS")]
+    pub max_grad_norm_z_score: Option<f64>,
+    /// Steps that a z-score is of; before there are so many, none is skipped [default: 100]
+    #[arg(long, value_name = "STEPS")]
+    pub z_score_window: Option<usize>,
+    /// To find mistakes: make every step on the batches of the first, whose loss must go to nearly 0; nothing is evaluated
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
+    pub overfit_one_batch: Option<bool>,
     /// From the file alone: on the command line it is an option of every command.
     #[arg(skip)]
     pub seed: Option<i64>,
@@ -267,7 +280,8 @@ pub struct MlmArgs {
 #[derive(Debug, Clone, Default, clap::Args, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClassifierArgs {
-    /// What a row of each class weighs in the loss: equal, balanced, or numbers in the order of the labels [default: equal]
+    /// What a row of each class weighs in the loss: equal, auto (or balanced: all classes the same in sum), or numbers in the
+    /// order of the labels [default: equal]
     #[arg(long, value_name = "WEIGHTS")]
     pub class_weights: Option<String>,
     #[command(flatten)]

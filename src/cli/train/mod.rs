@@ -25,7 +25,7 @@ use crate::model::Mode;
 use crate::model::hub::Wanted;
 use crate::train::report;
 use crate::train::run_dir::{self, SETTINGS, TOKENS};
-use crate::train::{self, Ended, Start, Summary, TrainPlan};
+use crate::train::{self, Ended, Feed, Replay, Start, Summary, TrainPlan};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Task {
@@ -124,6 +124,12 @@ impl Computation for Training<'_> {
             let needs = Needs { config, head, task, mode: Mode::Training };
             plan.batching.batch_tokens = tokens.settled(be, &needs, plan.batching.batch_tokens)?;
         }
+        if plan.feed == Feed::FirstStep {
+            tracing::warn!(
+                "--overfit-one-batch: every step is on the batches of the first and nothing is evaluated. The loss must go to \
+                 nearly 0; the model is of no other use"
+            );
+        }
         let mut progress = Progress::new(common)?;
         let summary = train::run(be, start, &corpus.set, &plan, &mut progress)?;
         drop(progress);
@@ -137,7 +143,9 @@ impl Computation for Training<'_> {
 }
 
 fn print(name: &str, plan: &TrainPlan, summary: &Summary, device: String, common: &Common) -> Result<()> {
-    let resume = format!("handbert train {name} --out {} --resume", shell_word(&plan.out));
+    // The same device, else it would not be the same run to the last bit.
+    let graph = if plan.replay == Replay::Never { " --no-graph" } else { "" };
+    let resume = format!("handbert train {name} --out {} --resume{}{graph}", shell_word(&plan.out), common.computed);
     let mut json = serde_json::to_value(summary).context("summary")?;
     for eval in ["evaluation", "evaluation_before"] {
         // Points for pictures, not figures to read.
@@ -175,7 +183,14 @@ fn text(s: &Summary, plan: &TrainPlan, resume: &str) -> String {
     }
     text += &packing(&s.packing);
     if s.skipped_steps > 0 {
-        text += &format!("{} steps were skipped: their loss or gradient was not finite\n", s.skipped_steps);
+        text += &format!(
+            "{} steps were skipped, {} of them as outliers, the others as their loss or gradient was not finite\n",
+            grouped(s.skipped_steps),
+            grouped(s.outlier_steps)
+        );
+    }
+    if plan.feed == Feed::FirstStep {
+        text += "every step was on the same batches (--overfit-one-batch): this model is of no other use\n";
     }
     let best = s.best.map_or("the last".to_owned(), |best| format!("that of step {}, the best", best.step));
     text += &match s.ended {
@@ -231,6 +246,8 @@ fn check_same_files(args: &DataArgs, settings: &Path) -> Result<()> {
 /// --out, free for what is wanted there.
 fn out_directory(args: &DataArgs) -> Result<PathBuf> {
     let out = args.out.clone().context("--out is missing: where does the run go?")?;
+    // Before the postings of another run are tokenized anew under it.
+    run_dir::check_idle(&out)?;
     if !args.resume {
         run_dir::check_free(&out, args.occupied())?;
     }

@@ -33,8 +33,9 @@ impl Origin {
     pub fn new(args: &DataArgs, out: &Path, config: Option<&Path>) -> Result<Origin> {
         if args.resume {
             let found = Checkpoint::latest(out)?;
-            let none =
-                || format!("{}: holds no checkpoint to resume; leave --resume out to start a run there", out.display());
+            let none = || {
+                format!("{}: holds no checkpoint yet; start over with --overwrite instead of --resume", out.display())
+            };
             return found.map(|found| Origin::Checkpoint(Box::new(found))).with_context(none);
         }
         match (&args.model, config) {

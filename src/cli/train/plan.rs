@@ -10,9 +10,10 @@ use crate::cli::batch_tokens::BatchTokens;
 use crate::data::mask::MaskUnit;
 use crate::data::pack::{Long, Packing};
 use crate::model::Config;
+use crate::train::outliers::DEFAULT_WINDOW;
 use crate::train::plan::{DEFAULT_BATCH_TOKENS, DEFAULT_MAX_LENGTH};
 use crate::train::schedule::Warmup;
-use crate::train::{Batching, ClassWeights, Every, Length, Task, TrainPlan};
+use crate::train::{Batching, ClassWeights, Every, Feed, Length, Outliers, Task, TrainPlan};
 
 /// Tokens of a chunk, as in the notebook this project replaces.
 const DEFAULT_CHUNK_LENGTH: usize = 256;
@@ -120,14 +121,31 @@ fn base(
         (None, Some(steps)) => Length::Steps(steps),
         (None, None) => plan.length,
     };
+    plan.outliers = outliers(o)?;
+    plan.feed = if o.overfit_one_batch == Some(true) { Feed::FirstStep } else { Feed::AllBatches };
     plan.accumulation = o.gradient_accumulation_steps.unwrap_or(plan.accumulation);
     plan.logging_steps = policy.logging_steps.unwrap_or(plan.logging_steps);
-    plan.policy.evaluate = evaluate(policy)?;
+    plan.policy.evaluate = match plan.feed {
+        Feed::FirstStep if policy.eval_strategy.is_none() && policy.eval_steps.is_none() => Every::Never,
+        _ => evaluate(policy)?,
+    };
     plan.policy.save_steps = policy.save_steps;
     plan.policy.save_total_limit = policy.save_total_limit;
     plan.policy.metric = policy.metric_for_best_model.unwrap_or(plan.policy.metric);
     plan.policy.patience = policy.patience;
     Ok(plan)
+}
+
+fn outliers(args: &OptimizationArgs) -> Result<Outliers> {
+    let outliers = Outliers {
+        max_loss: args.max_loss_z_score,
+        max_grad_norm: args.max_grad_norm_z_score,
+        window: args.z_score_window.unwrap_or(DEFAULT_WINDOW),
+    };
+    if args.z_score_window.is_some() && !outliers.are_wanted() {
+        bail!("--z-score-window is for --max-loss-z-score or --max-grad-norm-z-score");
+    }
+    Ok(outliers)
 }
 
 fn evaluate(policy: &PolicyArgs) -> Result<Every> {
@@ -143,13 +161,13 @@ fn evaluate(policy: &PolicyArgs) -> Result<Every> {
 fn class_weights(text: Option<&str>) -> Result<ClassWeights> {
     match text {
         None | Some("equal") => Ok(ClassWeights::Equal),
-        Some("balanced") => Ok(ClassWeights::Balanced),
+        Some("auto" | "balanced") => Ok(ClassWeights::Balanced),
         Some(numbers) => {
             let weight = |text: &str| text.trim().parse::<f32>().ok().filter(|w| *w >= 0.0 && w.is_finite());
             match numbers.split(',').map(weight).collect::<Option<Vec<f32>>>() {
                 Some(weights) if weights.iter().any(|&w| w > 0.0) => Ok(ClassWeights::Given(weights)),
                 _ => bail!(
-                    "--class-weights {numbers}: expected equal, balanced, or a number from 0 for each label, parted by commas"
+                    "--class-weights {numbers}: expected equal, auto, or a number from 0 for each label, parted by commas"
                 ),
             }
         }
@@ -210,6 +228,8 @@ mod tests {
             "--eval-steps 5 --save-steps 3 --save-total-limit 2 --patience 4 --metric-for-best-model accuracy --logging-steps 2",
             "--eval-strategy no --num-train-epochs 0.5 --lr-scheduler-type cosine --warmup-steps 3 --limit 100",
             "--gradient-accumulation-steps 3 --batch-tokens 1000 --max-length 100 --validation-split-percentage 12.5",
+            "--max-loss-z-score 6 --z-score-window 50",
+            "--max-grad-norm-z-score 4.5 --overfit-one-batch",
         ];
         for flags in flags {
             let plan = mlm_plan(flags).expect(flags);
@@ -221,6 +241,7 @@ mod tests {
         let flags = [
             "",
             "--long windows --window-stride 30 --positive-label in_person --class-weights balanced --metric-for-best-model roc_auc",
+            "--class-weights auto",
             "--long head-tail --class-weights 1,2.5",
         ];
         for flags in flags {
@@ -282,6 +303,11 @@ mod tests {
             ("--patience 2 --eval-strategy no", "--patience"),
             ("--metric-for-best-model f1", "--metric-for-best-model"),
             ("--validation-split-percentage 0", "--eval-strategy no"),
+            ("--z-score-window 5", "--max-loss-z-score"),
+            ("--max-loss-z-score 0", "--max-loss-z-score"),
+            ("--max-grad-norm-z-score 3 --z-score-window 1", "--z-score-window 1"),
+            ("--overfit-one-batch --eval-steps 3", "--eval-strategy"),
+            ("--overfit-one-batch --patience 3", "--patience"),
             ("--validation-split-percentage 100", "--validation-split-percentage 100"),
         ];
         for (flags, named) in cases {

@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 
 use crate::cli::figures::{grouped, one_line};
 use crate::cli::{Common, interrupt};
+use crate::train::step::Why;
 use crate::train::{Event, Observer};
 
 const BAR: &str = "{msg}  {bar:30} {pos}/{len}  {elapsed} gone, {eta} left";
@@ -72,8 +73,12 @@ impl Observer for Progress {
                 r.step, r.epoch, r.loss, r.grad_norm, r.learning_rate, r.tokens_per_second
             )),
             Event::Logged(_) => {}
-            Event::Skipped { step, loss, grad_norm } => self.bar.suspend(|| {
-                tracing::warn!("step {step} skipped: loss {loss}, gradient norm {grad_norm}");
+            Event::Skipped { step, loss, grad_norm, why } => self.bar.suspend(|| {
+                let what = match why {
+                    Why::NotFinite => "is not finite",
+                    Why::Outlier => "is an outlier",
+                };
+                tracing::warn!("step {step} {what} and was skipped: loss {loss}, gradient norm {grad_norm}");
             }),
             Event::Evaluating { done, total } => {
                 if done == 1 {

@@ -16,6 +16,7 @@ mod build;
 mod mapped;
 mod meta;
 mod rows;
+mod stamps;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use mapped::Mapped;
 pub use meta::{About, Dtype, Existing, FileSum, Meta, Shard};
 use meta::{META, Part, damaged, hex};
 pub use rows::{FileRows, texts};
+pub use stamps::Stamps;
 pub use writer::TokenSetWriter;
 
 /// An opened token set.
@@ -39,6 +41,7 @@ pub struct TokenSet {
     shards: Vec<Files>,
     /// Number of the first sample of each shard, ascending.
     first: Vec<u64>,
+    stamps: Stamps,
 }
 
 /// The files of one shard.
@@ -79,6 +82,8 @@ impl TokenSet {
         for (name, sum) in &meta.files {
             check_length(&dir.join(name), sum.bytes)?;
         }
+        // Before anything is mapped: what changes from now on is noticed.
+        let stamps = Stamps::of(dir, meta.files.keys())?;
         let (mut shards, mut first) = (Vec::with_capacity(meta.shards.len()), Vec::with_capacity(meta.shards.len()));
         let mut samples = 0;
         for number in 0..meta.shards.len() {
@@ -87,7 +92,7 @@ impl TokenSet {
             samples += files.samples;
             shards.push(files);
         }
-        Ok(TokenSet { dir: dir.to_owned(), meta, shards, first })
+        Ok(TokenSet { dir: dir.to_owned(), meta, shards, first, stamps })
     }
 
     /// Number of samples.

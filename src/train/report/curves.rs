@@ -152,6 +152,7 @@ mod tests {
             loss: 5.0 - step as f64 * 0.01,
             learning_rate: 1e-4,
             grad_norm: 1.0,
+            skipped: 0,
             tokens: step * 100,
             tokens_per_second: 1000.0,
             seconds: 1.0,

@@ -76,6 +76,8 @@ pub(in super::super) struct Step {
     /// 1 / √(1 - β₂ᵗ)
     root: f32,
     epsilon: f32,
+    loss_limit: f32,
+    norm_limit: f32,
 }
 
 impl Step {
@@ -92,6 +94,8 @@ impl Step {
             rate: (rate / correction(hyper.beta1)) as f32,
             root: correction(hyper.beta2).sqrt().recip() as f32,
             epsilon: hyper.epsilon,
+            loss_limit: hyper.limits.loss,
+            norm_limit: hyper.limits.grad_norm,
         }
     }
 }
@@ -182,10 +186,11 @@ fn group_table(op: &'static str, w: &Flat, spans: &[UpdateSpan]) -> Result<Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::UpdateLimits;
 
     #[test]
     fn a_step_is_as_large_as_the_kernel_reads() {
-        assert_eq!(size_of::<Step>(), 32);
+        assert_eq!(size_of::<Step>(), 40);
         let hyper = AdamW {
             learning_rate: 0.5,
             beta1: 0.75,
@@ -194,6 +199,7 @@ mod tests {
             weight_decay: 0.5,
             max_norm: 1.0,
             step: 1,
+            limits: UpdateLimits::NONE,
         };
         let step = Step::new(&hyper);
         assert_eq!((step.decay, step.rate, step.root), (0.25, 2.0, 2.0));
