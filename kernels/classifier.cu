@@ -4,8 +4,9 @@
 //   narrow_linear           y = x W' + b, in f32
 //   narrow_linear_d_x       d_x = d_y W;  narrow_linear_d_x_add  d_x += d_y W
 //   narrow_linear_d_weight  d_W += d_y' x
-//   class_cross_entropy     tally += weight (lse - logit of the label), weights, labels and hits;
-//                           d_logits = (softmax - onehot) weight loss_scale;  d_bias += sum over rows of d_logits
+//   class_cross_entropy     q = (1 - smoothing) onehot + smoothing / K;
+//                           tally += weight (lse - sum of q logits), weights, labels and hits;
+//                           d_logits = (softmax - q) weight loss_scale;  d_bias += sum over rows of d_logits
 //     x, y, d, d_x [B, C] bf16, C a multiple of 64    W [K, C] bf16    b, d_bias, d_W f32    logits, and y and d_y of a
 //     narrow product, [B, K] f32    labels [B] i32 (a label that is no class, as -1, counts nothing)    weights [B] f32
 //     All sizes at run time. K below 64, but for top_k, where narrow_linear has V outputs.
@@ -200,10 +201,18 @@ struct ClassLoss {
     bool hit;
 };
 
-// The loss of one row with a label; d (if there is one) = (softmax - onehot) weight loss_scale.
-__device__ __forceinline__ ClassLoss class_row(const float* logits, u32 classes, u32 label, float weight,
+// What is wanted of a row.
+struct ClassTarget {
+    u32 label;
+    float own;    // what q has of the label beyond its share
+    float share;  // what it has of every class
+    float weight;
+};
+
+// The loss of one row with a label; d (if there is one) = (softmax - q) weight loss_scale.
+__device__ __forceinline__ ClassLoss class_row(const float* logits, u32 classes, const ClassTarget& target,
                                                float loss_scale, float* d) {
-    float highest = __uint_as_float(0xff800000u), total = 0.0f;
+    float highest = __uint_as_float(0xff800000u), total = 0.0f, below = 0.0f;
     u32 best = 0;
 #pragma unroll 2
     for (u32 k = 0; k < classes; k++) {
@@ -214,15 +223,21 @@ __device__ __forceinline__ ClassLoss class_row(const float* logits, u32 classes,
         }
     }
 #pragma unroll 2
-    for (u32 k = 0; k < classes; k++) total += expf(logits[k] - highest);
+    for (u32 k = 0; k < classes; k++) {
+        float x = logits[k] - highest;
+        total += expf(x);
+        below -= x;
+    }
     if (d) {
 #pragma unroll 2
         for (u32 k = 0; k < classes; k++) {
             float probability = expf(logits[k] - highest) / total;
-            d[k] = (probability - (k == label ? 1.0f : 0.0f)) * weight * loss_scale;
+            d[k] = (probability - target.share - (k == target.label ? target.own : 0.0f)) * target.weight * loss_scale;
         }
     }
-    return ClassLoss{weight * (highest - logits[label] + logf(total)), best == label};
+    // The weights of q come to 1, so `highest` may be taken from every logit.
+    float loss = target.own * (highest - logits[target.label]) + target.share * below + logf(total);
+    return ClassLoss{target.weight * loss, best == target.label};
 }
 
 // d_bias[k] += sum over rows of d[., k]: as many segments of rows as the block has threads for, then these in order.
@@ -247,20 +262,21 @@ __device__ __forceinline__ void class_bias(const float* d, u32 count, u32 classe
 // One block. Without d_logits (and d_bias) the loss alone.
 extern "C" __global__ void __launch_bounds__(CLASS_THREADS)
     class_cross_entropy(const float* __restrict__ logits, u32 classes, const int* __restrict__ labels,
-                        const float* __restrict__ weights, const float* __restrict__ loss_scale, Rows rows,
-                        Tally* __restrict__ tally, float* __restrict__ d_logits, float* __restrict__ d_bias) {
+                        const float* __restrict__ weights, float smoothing, const float* __restrict__ loss_scale,
+                        Rows rows, Tally* __restrict__ tally, float* __restrict__ d_logits,
+                        float* __restrict__ d_bias) {
     SHARED_MEMORY(double, shared);
     u32 count = rows.count();
-    float scale = *loss_scale;
+    float scale = *loss_scale, share = smoothing / static_cast<float>(classes);
     double sums[4] = {};  // losses, weights, targets, hits: whole numbers up to 2^53 are exact
     for (u32 row = threadIdx.x; row < count; row += CLASS_THREADS) {
         const float* x = logits + static_cast<size_t>(row) * classes;
         float* d = d_logits ? d_logits + static_cast<size_t>(row) * classes : nullptr;
-        u32 label = static_cast<u32>(labels[row]);
-        if (label < classes) {
-            ClassLoss here = class_row(x, classes, label, weights[row], scale, d);
+        ClassTarget target{static_cast<u32>(labels[row]), 1.0f - smoothing, share, weights[row]};
+        if (target.label < classes) {
+            ClassLoss here = class_row(x, classes, target, scale, d);
             sums[0] += static_cast<double>(here.loss);
-            sums[1] += static_cast<double>(weights[row]);
+            sums[1] += static_cast<double>(target.weight);
             sums[2] += 1.0;
             sums[3] += here.hit ? 1.0 : 0.0;
         } else if (d) {

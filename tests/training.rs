@@ -26,7 +26,7 @@ use support::training::{
 };
 
 fn objective(corpus: &Corpus, plan: &TrainPlan) -> Objective {
-    Objective::new(&plan.task, plan.seed, &corpus.tokenizer, &corpus.set, 2, plan.batching.split()).expect("fine")
+    Objective::new(&plan.task, plan.seed, &corpus.tokenizer, &corpus.set, 2, &plan.batching).expect("fine")
 }
 
 fn loader<'a>(corpus: &'a Corpus, plan: &TrainPlan, cursor: Cursor) -> Loader<'a> {
@@ -340,7 +340,7 @@ fn one_batch_is_learnt_by_heart_with_either_head() {
 fn class_weights_shift_what_is_learned() {
     let corpus = corpus(100, 8);
     let rows_weigh = |class_weights: ClassWeights| {
-        let plan = plan(Task::Classifier { positive: None, class_weights }, "unused".into());
+        let plan = plan(weighted(class_weights), "unused".into());
         let group = groups(&corpus, &plan, 1).remove(0);
         let labels: Vec<i32> = group.micro.iter().flat_map(|m| m.batch.packed.labels.clone()).collect();
         let weights: Vec<f32> = group.micro.iter().flat_map(|m| m.label_weights.clone()).collect();
@@ -353,14 +353,39 @@ fn class_weights_shift_what_is_learned() {
     assert_eq!(weights, expected);
     assert_eq!(weight, expected.iter().map(|&w| f64::from(w)).sum::<f64>());
     // Balanced weights make every class weigh the same over the whole training side.
-    let plan = plan(Task::Classifier { positive: None, class_weights: ClassWeights::Balanced }, "unused".into());
-    let mut sums = [0.0f64; 2];
-    for micro in groups(&corpus, &plan, 1).iter().flat_map(|group| &group.micro) {
-        for (&label, &weight) in micro.batch.packed.labels.iter().zip(&micro.label_weights) {
-            sums[label as usize] += f64::from(weight);
+    // Of the postings that are trained on, that is: a limit counts.
+    let mut plan = plan(weighted(ClassWeights::Balanced), "unused".into());
+    for limit in [None, Some(37)] {
+        plan.batching.limit = limit;
+        let mut sums = [0.0f64; 2];
+        for micro in groups(&corpus, &plan, 1).iter().flat_map(|group| &group.micro) {
+            for (&label, &weight) in micro.batch.packed.labels.iter().zip(&micro.label_weights) {
+                sums[label as usize] += f64::from(weight);
+            }
         }
+        assert!((sums[0] - sums[1]).abs() < 1e-4 * sums[0], "limit {limit:?}: {sums:?}");
     }
-    assert!((sums[0] - sums[1]).abs() < 1e-4 * sums[0], "{sums:?}");
+}
+
+fn weighted(class_weights: ClassWeights) -> Task {
+    Task::Classifier { positive: None, class_weights, label_smoothing: 0.0 }
+}
+
+#[test]
+fn smoothed_labels_are_learnt_as_what_they_are_and_evaluated_as_labels() {
+    let corpus = corpus(60, 16);
+    let task = Task::Classifier { positive: None, class_weights: ClassWeights::Equal, label_smoothing: 0.2 };
+    let config = without_dropout(config(corpus.tokenizer.vocab_size()));
+    let out = tempfile::tempdir().expect("a directory");
+    let mut plan = plan(task.clone(), out.path().to_path_buf());
+    plan.feed = Feed::FirstStep;
+    plan.adam.learning_rate = 3e-3;
+    plan.length = Length::Steps(120);
+    let summary = run(&cpu(), start(config, &task), &corpus.set, &plan, &mut Silent).expect("a run");
+    // The best that can be said of a row are probabilities of 0.9 and 0.1.
+    let least = -(0.9 * 0.9f64.ln() + 0.1 * 0.1f64.ln());
+    let loss = summary.loss.expect("logged");
+    assert!((least..least + 0.02).contains(&loss), "{loss} where {least} is the least");
 }
 
 #[test]

@@ -415,10 +415,11 @@ pub trait Backend: Memory {
     ) -> Result<()>;
 
     /// Adds label_weight × cross-entropy of the labelled sequences to the tally (label -1 counts
-    /// nothing). With `back`: d_logits = (softmax - onehot) × label_weight × loss_scale, and
+    /// nothing), against q = (1-ε) onehot + ε/K with ε = `smoothing`, from 0 to 1 (Szegedy et al. 2016, section 7).
+    /// With `back`: d_logits = (softmax - q) × label_weight × loss_scale, and
     /// d_bias += Σ_rows d_logits for the layer that made the logits.  logits [B, K]
     fn class_cross_entropy(
-        &self, logits: &Self::Mat, batch: &Self::Batch, bias: Span, tally: &mut Self::Tally,
+        &self, logits: &Self::Mat, batch: &Self::Batch, bias: Span, smoothing: f32, tally: &mut Self::Tally,
         back: Option<LossGrads<'_, Self::Mat, Self::Flat>>,
     ) -> Result<()>;
 

@@ -45,7 +45,7 @@ pub fn random_batches(config: &Config, lengths: Lengths, tokens: usize, seed: u6
 pub fn real_batches(set: &TokenSet, batching: &Batching, count: usize, seed: u64) -> train::Result<Vec<MicroBatch>> {
     let (task, tokenizer) = (Task::MLM, set.tokenizer()?);
     let packing = batching.pack_plan(&task, Subset::Train, Shuffle::Shuffled { seed });
-    let objective = Objective::new(&task, seed, &tokenizer, set, 0, batching.split())?;
+    let objective = Objective::new(&task, seed, &tokenizer, set, 0, batching)?;
     let mut loader = Loader::new(set, &packing, tokenizer.special(), Cursor::start(0), objective, 1)?;
     (0..count).map(|_| Ok(loader.next_group()?.micro.remove(0))).collect()
 }

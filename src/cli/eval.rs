@@ -146,7 +146,7 @@ fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     let dir = hub::resolve(&args.target.model)?;
     let how = asked(&dir, &args.how)?;
     let positive = how.class.positive_label.clone();
-    let task = train::Task::Classifier { positive, class_weights: ClassWeights::Equal };
+    let task = train::Task::Classifier { positive, class_weights: ClassWeights::Equal, label_smoothing: 0.0 };
     let model = load(&dir, &task)?;
     let known = &model.config.labels;
     let mut batching = how.data.batching(&args.target, &model.config);

@@ -63,17 +63,17 @@ pub fn forward<B: Backend>(
 pub fn loss<B: Backend>(
     be: &B, batch: &B::Batch, p: &ClassHeadParams, a: &ClassHeadActs<B::Mat>, tally: &mut B::Tally,
 ) -> Result<()> {
-    be.class_cross_entropy(&a.logits, batch, p.classifier.bias, tally, None)
+    be.class_cross_entropy(&a.logits, batch, p.classifier.bias, 0.0, tally, None)
 }
 
-/// Loss into the tally, gradient of the encoder's output into `d_hidden` [N, C].
+/// Loss of the labels, smoothed, into the tally; gradient of the encoder's output into `d_hidden` [N, C].
 #[allow(clippy::too_many_arguments)]
 pub fn backward<B: Backend>(
-    be: &B, w: &B::Weights, batch: &B::Batch, p: &ClassHeadParams, drop: &Dropout, a: &mut ClassHeadActs<B::Mat>,
-    grads: &mut B::Flat, tally: &mut B::Tally, d_hidden: &mut B::Mat,
+    be: &B, w: &B::Weights, batch: &B::Batch, p: &ClassHeadParams, drop: &Dropout, smoothing: f32,
+    a: &mut ClassHeadActs<B::Mat>, grads: &mut B::Flat, tally: &mut B::Tally, d_hidden: &mut B::Mat,
 ) -> Result<()> {
     let back = LossGrads { d_x: &mut a.d_logits, grads };
-    be.class_cross_entropy(&a.logits, batch, p.classifier.bias, tally, Some(back))?; // 5
+    be.class_cross_entropy(&a.logits, batch, p.classifier.bias, smoothing, tally, Some(back))?; // 5
     be.linear_backward(&a.d_logits, &a.act, w, &p.classifier, grads, Into::Write(&mut a.d_act))?; // 4
     be.relu_dropout_backward(&a.pre, batch, drop, p.pre_classifier.bias, grads, &mut a.d_act)?; // 3
     be.linear_backward(&a.d_act, &a.first, w, &p.pre_classifier, grads, Into::Write(&mut a.d_first))?; // 2

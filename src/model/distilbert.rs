@@ -72,6 +72,8 @@ pub struct Workspace<B: Backend> {
     head_drop: Dropout,
     batch: B::Batch,
     limits: BatchLimits,
+    /// ε: how much of a label's target is spread over all classes while training; 0 unless it is set.
+    pub label_smoothing: f32,
     /// Sums of the loss since they were last taken.
     pub tally: B::Tally,
 }
@@ -120,6 +122,7 @@ impl<B: Backend> DistilBert<B> {
                 positions: self.config.max_position_embeddings,
                 classes,
             },
+            label_smoothing: 0.0,
             tally: be.tally()?,
         })
     }
@@ -155,7 +158,8 @@ impl<B: Backend> DistilBert<B> {
                 mlm_head::backward(be, w, &ws.batch, p, a, grads, &mut ws.tally, &mut s.d_hidden)?;
             }
             (HeadParams::Classifier(p), HeadActs::Classifier(a)) => {
-                class_head::backward(be, w, &ws.batch, p, &ws.head_drop, a, grads, &mut ws.tally, &mut s.d_hidden)?;
+                let (drop, smoothing) = (&ws.head_drop, ws.label_smoothing);
+                class_head::backward(be, w, &ws.batch, p, drop, smoothing, a, grads, &mut ws.tally, &mut s.d_hidden)?;
             }
             _ => unreachable!("the workspace was made by this model"),
         }

@@ -61,15 +61,13 @@ impl<'a, B: Backend> Evaluator<'a, B> {
         plan.task.check_head(model.head)?;
         plan.batching.check(&model.config)?;
         let tokenizer = set.tokenizer()?;
-        // Every row counts the same in an evaluation, whatever it weighed in training.
-        let task = match &plan.task {
-            Task::Mlm { .. } => plan.task.clone(),
-            Task::Classifier { positive, .. } => {
-                Task::Classifier { positive: positive.clone(), class_weights: ClassWeights::Equal }
-            }
-        };
+        let mut task = plan.task.clone();
+        if let Task::Classifier { class_weights, .. } = &mut task {
+            // Every row counts the same in an evaluation, whatever it weighed in training.
+            *class_weights = ClassWeights::Equal;
+        }
         let classes = model.config.labels.len();
-        let objective = Objective::new(&task, plan.seed, &tokenizer, set, classes, plan.batching.split())?;
+        let objective = Objective::new(&task, plan.seed, &tokenizer, set, classes, &plan.batching)?;
         let capacity = Capacity {
             tokens: plan.batching.batch_tokens,
             sequences: plan.batching.max_sequences(),

@@ -84,7 +84,7 @@ pub fn run<B: Backend>(
 
     let packing = plan.batching.pack_plan(&plan.task, Subset::Train, Shuffle::Shuffled { seed: plan.seed });
     let classes = start.config.labels.len();
-    let objective = Objective::new(&plan.task, plan.seed, &tokenizer, set, classes, plan.batching.split())?;
+    let objective = Objective::new(&plan.task, plan.seed, &tokenizer, set, classes, &plan.batching)?;
     let capacity = Capacity {
         tokens: packing.batch_tokens,
         sequences: packing.max_sequences,
@@ -130,6 +130,7 @@ fn check_vocabulary(start: &Start, entries: usize) -> Result<()> {
 fn trainer<B: Backend>(be: &B, start: Start, plan: &TrainPlan, capacity: Capacity) -> Result<Trainer<B>> {
     let model = DistilBert::new(be, start.config, start.head, &start.values)?;
     let mut trainer = Trainer::new(be, model, plan.adam, capacity, plan.seed, plan.replay)?;
+    trainer.smooth_labels(plan.task.label_smoothing());
     if let Some(checkpoint) = &start.checkpoint {
         let [m, v] = checkpoint.moments(&trainer.model.table)?;
         be.write_flat(&mut trainer.optimizer.m, &m)?;

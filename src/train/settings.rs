@@ -125,7 +125,7 @@ impl TrainPlan {
                 t.insert("mlm_probability".into(), (*probability).into());
                 t.insert("whole_word".into(), (*unit == MaskUnit::WholeWord).into());
             }
-            Task::Classifier { positive, class_weights } => {
+            Task::Classifier { positive, class_weights, label_smoothing } => {
                 if let Some(name) = positive {
                     t.insert("positive_label".into(), name.as_str().into());
                 }
@@ -135,6 +135,7 @@ impl TrainPlan {
                     ClassWeights::Given(w) => w.iter().map(f32::to_string).collect::<Vec<_>>().join(","),
                 };
                 t.insert("class_weights".into(), weights.into());
+                t.insert("label_smoothing_factor".into(), (*label_smoothing).into());
             }
         }
     }

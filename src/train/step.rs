@@ -98,6 +98,11 @@ impl<B: Backend> Trainer<B> {
         Ok(Trainer { model, optimizer, micro_batches: 0, workspace, grads, computed, posted: None })
     }
 
+    /// Spreads this much of each label's target over all classes. Before the first step.
+    pub fn smooth_labels(&mut self, label_smoothing: f32) {
+        self.workspace.label_smoothing = label_smoothing;
+    }
+
     /// Starts forward and backward of a group's batches.
     pub fn begin(&mut self, be: &B, group: &Group) -> Result<()> {
         // One division for the whole effective batch; a group without targets has no gradient.

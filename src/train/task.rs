@@ -7,11 +7,12 @@ use crate::backend::BatchView;
 use crate::data::MaskedBatch;
 use crate::data::mask::{self, MaskUnit, Masker};
 use crate::data::pack::{Empty, LabelNeed};
-use crate::data::split::{Split, Subset};
+use crate::data::split::Subset;
 use crate::data::token_set::TokenSet;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::Head;
 
+use super::plan::Batching;
 use super::{Error, Result};
 
 /// What a model is trained or evaluated for.
@@ -30,6 +31,8 @@ pub enum Task {
         positive: Option<String>,
         /// What a row of each class weighs in the loss.
         class_weights: ClassWeights,
+        /// ε, from 0 to below 1: in training, (1-ε) onehot + ε/K stands for a label. Evaluations take labels as they are.
+        label_smoothing: f64,
     },
 }
 
@@ -49,7 +52,8 @@ impl Task {
     /// Masked-language modelling with 15 % of the tokens hidden one by one.
     pub const MLM: Task = Task::Mlm { probability: 0.15, unit: MaskUnit::Token };
     /// Classification, every row weighing the same, about the second class.
-    pub const CLASSIFIER: Task = Task::Classifier { positive: None, class_weights: ClassWeights::Equal };
+    pub const CLASSIFIER: Task =
+        Task::Classifier { positive: None, class_weights: ClassWeights::Equal, label_smoothing: 0.0 };
 
     /// Whether samples without a label are of use.
     pub fn need(&self) -> LabelNeed {
@@ -73,6 +77,9 @@ impl Task {
             Task::Mlm { probability, .. } if !(*probability > 0.0 && *probability < 1.0) => {
                 Err(Error::Plan(format!("--mlm-probability {probability} is not between 0 and 1")))
             }
+            Task::Classifier { label_smoothing, .. } if !(0.0..1.0).contains(label_smoothing) => {
+                Err(Error::Plan(format!("--label-smoothing-factor {label_smoothing} is not from 0 to below 1")))
+            }
             _ => Ok(()),
         }
     }
@@ -82,6 +89,14 @@ impl Task {
         match (self, head) {
             (Task::Mlm { .. }, Head::Mlm) | (Task::Classifier { .. }, Head::Classifier { .. }) => Ok(()),
             _ => Err(Error::Plan(format!("the model is a {}, which is not what this task needs", head.architecture()))),
+        }
+    }
+
+    /// ε of the targets trained on.
+    pub fn label_smoothing(&self) -> f32 {
+        match self {
+            Task::Mlm { .. } => 0.0,
+            Task::Classifier { label_smoothing, .. } => *label_smoothing as f32,
         }
     }
 
@@ -143,13 +158,13 @@ pub enum Objective {
 impl Objective {
     /// Makes a task ready; `seed` is that of the masks. Balanced class weights count the training side.
     pub fn new(
-        task: &Task, seed: u64, tokenizer: &Tokenizer, set: &TokenSet, classes: usize, split: Split,
+        task: &Task, seed: u64, tokenizer: &Tokenizer, set: &TokenSet, classes: usize, batching: &Batching,
     ) -> Result<Self> {
         Ok(match task {
             Task::Mlm { probability, unit } => Objective::Mlm(Masker::new(*probability, seed, *unit, tokenizer)),
             Task::Classifier { class_weights, .. } => Objective::Classifier(match class_weights {
                 ClassWeights::Equal => Vec::new(),
-                ClassWeights::Balanced => balanced(set, classes, split)?,
+                ClassWeights::Balanced => balanced(set, classes, batching)?,
                 ClassWeights::Given(weights) if weights.len() == classes => weights.clone(),
                 ClassWeights::Given(weights) => {
                     return Err(Error::Plan(format!(
@@ -192,9 +207,9 @@ impl Objective {
     }
 }
 
-fn balanced(set: &TokenSet, classes: usize, split: Split) -> Result<Vec<f32>> {
-    let mut rows = vec![0u64; classes];
-    for i in 0..set.len() {
+fn balanced(set: &TokenSet, classes: usize, batching: &Batching) -> Result<Vec<f32>> {
+    let (mut rows, split) = (vec![0u64; classes], batching.split());
+    for i in 0..batching.limit.map_or(set.len(), |limit| limit.min(set.len())) {
         let label = usize::try_from(set.label(i)).ok().and_then(|label| rows.get_mut(label));
         if let Some(count) = label.filter(|_| split.contains(Subset::Train, set.group(i))) {
             *count += 1;

@@ -25,8 +25,7 @@ fn groups(corpus: &Corpus, task: &Task) -> Vec<Group> {
     let mut plan = plan(task.clone(), "unused".into());
     plan.batching.batch_tokens = TOKENS;
     let packing = plan.batching.pack_plan(task, Subset::Train, Shuffle::Shuffled { seed: 1 });
-    let objective =
-        Objective::new(task, 1, &corpus.tokenizer, &corpus.set, 2, plan.batching.split()).expect("an objective");
+    let objective = Objective::new(task, 1, &corpus.tokenizer, &corpus.set, 2, &plan.batching).expect("an objective");
     let special = corpus.tokenizer.special();
     let mut loader = Loader::new(&corpus.set, &packing, special, Cursor::start(0), objective, 4).expect("a loader");
     let groups: Vec<Group> = (0..3).map(|_| loader.next_group().expect("a group")).collect();

@@ -58,7 +58,7 @@ macro_rules! stamp {
                 layernorm: LayerNorm 35,
                 rows: Rows 30,
                 vocabulary: Vocabulary 14,
-                classes: Classes 35,
+                classes: Classes 44,
                 top_k: TopK 7,
                 optimizer: Optimizer 15,
             );

@@ -5,7 +5,7 @@ use handbert::backend::{AdamW, Dropout, UpdateLimits};
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::random::Random;
 use handbert::check::reference::attention::{Attention, Place};
-use handbert::check::reference::cross_entropy::{cross_entropy, top_k};
+use handbert::check::reference::cross_entropy::{cross_entropy, smoothed_cross_entropy, top_k};
 use handbert::check::reference::embedding::{look_up, look_up_backward};
 use handbert::check::reference::gelu::{gelu, gelu_backward};
 use handbert::check::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
@@ -171,10 +171,15 @@ fn cross_entropy_gradients() {
     let mut random = Random::new(5);
     let (labels, weights) = ([2, -1, 0, 3, 1], [1.0, 9.0, 0.5, 2.0, 0.0]);
     let logits = normals(&mut random, labels.len() * classes);
-    let ce = cross_entropy(&logits, &labels, &weights, scale);
-    let loss = |logits: &[f64]| scale * cross_entropy(logits, &labels, &weights, scale).loss;
-    check_gradient("d_logits", &logits, &ce.d_logits, loss);
-    assert_eq!((ce.weight, ce.targets), (3.5, 4));
+    for smoothing in [0.0, 0.2] {
+        let at = |logits: &[f64]| smoothed_cross_entropy(logits, &labels, &weights, scale, smoothing);
+        let ce = at(&logits);
+        check_gradient("d_logits", &logits, &ce.d_logits, |logits| scale * at(logits).loss);
+        assert_eq!((ce.weight, ce.targets), (3.5, 4));
+    }
+    // Two classes, logits ln 3 and 0, so probabilities 3/4 and 1/4, and targets 0.9 and 0.1.
+    let by_hand = -0.9 * 0.75f64.ln() - 0.1 * 0.25f64.ln();
+    assert!((smoothed_cross_entropy(&[3.0f64.ln(), 0.0], &[0], &[1.0], 1.0, 0.2).loss - by_hand).abs() < 1e-15);
     let even = cross_entropy(&[0.0; 8], &[0, 1], &[1.0, 1.0], 1.0);
     assert!((even.loss - 2.0 * 4.0f64.ln()).abs() < 1e-15);
     assert_eq!(even.correct, 1);

@@ -254,16 +254,16 @@ fn losses<B: Backend>(room: &Room<'_, B>, f: &mut Fixture<B>) -> Result<()> {
     refuses("top_k: bias", be.top_k(&x, w, &bad, 2));
 
     let (logits, fewer) = (mat(Rows::Sequences, 2, CLASSES)?, mat(Rows::Sequences, 1, CLASSES)?);
-    refuses("class_cross_entropy: B", be.class_cross_entropy(&fewer, batch, f.class_bias, tally, None));
+    refuses("class_cross_entropy: B", be.class_cross_entropy(&fewer, batch, f.class_bias, 0.0, tally, None));
     let mut wrong = mat(Rows::Sequences, 2, CLASSES + 1)?;
     let back = LossGrads { d_x: &mut wrong, grads: &mut f.grads };
-    refuses("class_cross_entropy: d_x", be.class_cross_entropy(&logits, batch, f.class_bias, tally, Some(back)));
+    refuses("class_cross_entropy: d_x", be.class_cross_entropy(&logits, batch, f.class_bias, 0.0, tally, Some(back)));
     let mut d_logits = mat(Rows::Sequences, 2, CLASSES)?;
     let back = LossGrads { d_x: &mut d_logits, grads: &mut f.grads };
-    refuses("class_cross_entropy: bias", be.class_cross_entropy(&logits, batch, f.qkv_bias, tally, Some(back)));
+    refuses("class_cross_entropy: bias", be.class_cross_entropy(&logits, batch, f.qkv_bias, 0.0, tally, Some(back)));
     let two = mat(Rows::Sequences, 2, 2)?;
     // Upload was told of more classes and tokens than these layers have.
-    let label_at_classes = be.class_cross_entropy(&two, batch, f.class_bias, tally, None);
+    let label_at_classes = be.class_cross_entropy(&two, batch, f.class_bias, 0.0, tally, None);
     assert!(label_at_classes.is_err(), "class_cross_entropy: a label at K");
     let weight = Span { len: (VOCAB - 1) * WIDTH, ..layer.weight };
     let fewer = VocabProjection { weight, bias: bad.bias, vocab: VOCAB - 1, ..*layer };

@@ -7,7 +7,7 @@ use handbert::backend::{
 };
 
 use handbert::check::reference::attention::{Attention, Place};
-use handbert::check::reference::cross_entropy::{self, cross_entropy};
+use handbert::check::reference::cross_entropy::{self, cross_entropy, smoothed_cross_entropy};
 use handbert::check::reference::embedding::{look_up, look_up_backward};
 use handbert::check::reference::gelu::{gelu, gelu_backward};
 use handbert::check::reference::layernorm::{layernorm, layernorm_backward, residual_sum};
@@ -374,11 +374,11 @@ impl<T: Scalar> Backend for Reference<T> {
     }
 
     fn class_cross_entropy(
-        &self, logits: &Mat<T>, batch: &Batch, bias: Span, tally: &mut Tally,
+        &self, logits: &Mat<T>, batch: &Batch, bias: Span, smoothing: f32, tally: &mut Tally,
         back: Option<LossGrads<'_, Mat<T>, Vec<T>>>,
     ) -> Result<()> {
-        let weights = cast(&batch.label_weights);
-        let ce = cross_entropy(&logits.values, &batch.labels, &weights, T::of(batch.loss_scale.into()));
+        let (weights, scale) = (cast(&batch.label_weights), T::of(batch.loss_scale.into()));
+        let ce = smoothed_cross_entropy(&logits.values, &batch.labels, &weights, scale, T::of(smoothing.into()));
         add(tally, &ce);
         if let Some(LossGrads { d_x, grads }) = back {
             add_rows(&ce.d_logits, &mut grads[bias.range()]);

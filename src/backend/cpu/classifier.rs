@@ -1,8 +1,8 @@
 //! The classifier head's own ops, on [B, C] and [B, K]: a few dozen rows, so one thread does them.
 //!   relu_dropout:         y = keep ∘ relu(x)
 //!   its backward:         d = keep ∘ [x > 0] ∘ d;  d_bias += Σ_rows d
-//!   class_cross_entropy:  loss += weight × (lse - logit of the label);
-//!                         d_logits = (softmax - onehot) × weight × loss_scale;  d_bias += Σ_rows d_logits
+//!   class_cross_entropy:  q = (1-ε) onehot + ε/K;  loss += weight × (lse - Σ q logits);
+//!                         d_logits = (softmax - q) × weight × loss_scale;  d_bias += Σ_rows d_logits
 
 use pulp::{Simd, WithSimd};
 
@@ -103,7 +103,7 @@ impl WithSimd for ReluBackward<'_> {
 
 /// [`crate::backend::Backend::class_cross_entropy`]
 pub fn class_cross_entropy(
-    logits: &Mat, batch: &Batch, bias: Span, tally: &mut Tally, back: Option<LossGrads<'_, Mat, Flat>>,
+    logits: &Mat, batch: &Batch, bias: Span, smoothing: f32, tally: &mut Tally, back: Option<LossGrads<'_, Mat, Flat>>,
 ) -> Result<()> {
     const OP: &str = "class_cross_entropy";
     let classes = dim("K", logits.cols());
@@ -117,6 +117,8 @@ pub fn class_cross_entropy(
             (d_x.live_mut(), grads.span_mut(OP, "bias", bias, classes)?)
         }
     };
+    // What q has of the label beyond its share, and the share of every class.
+    let (own, share) = (1.0 - f64::from(smoothing), f64::from(smoothing) / classes.size as f64);
     let mut d_rows = d_logits.chunks_exact_mut(classes.size.max(1));
     for (row, logits) in logits.live().chunks_exact(classes.size.max(1)).enumerate() {
         let (label, weight) = (batch.labels[row], f64::from(batch.label_weights[row]));
@@ -130,14 +132,15 @@ pub fn class_cross_entropy(
         let (best, highest) = argmax(logits.iter().copied());
         let lse =
             f64::from(highest) + logits.iter().map(|&x| (f64::from(x) - f64::from(highest)).exp()).sum::<f64>().ln();
-        tally.loss += weight * (lse - f64::from(logit));
+        let shared = share * logits.iter().map(|&x| f64::from(x)).sum::<f64>();
+        tally.loss += weight * (lse - own * f64::from(logit) - shared);
         tally.weight += weight;
         tally.targets += 1;
         tally.correct += u64::from(best == label as usize);
         let factor = weight * f64::from(batch.loss_scale);
         for (k, d) in d_row.into_iter().flatten().enumerate() {
-            let onehot = if k == label as usize { 1.0 } else { 0.0 };
-            *d = (((f64::from(logits[k]) - lse).exp() - onehot) * factor) as f32;
+            let target = if k == label as usize { own + share } else { share };
+            *d = (((f64::from(logits[k]) - lse).exp() - target) * factor) as f32;
             d_bias[k] += *d;
         }
     }

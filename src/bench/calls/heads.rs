@@ -201,7 +201,7 @@ pub fn class_backward<B: Backend>() -> [Call<B>; 5] {
             run: |s, m| {
                 let [logits, d_x] = m.mats();
                 let (bias, back) = (s.class_head().classifier.bias, LossGrads { d_x, grads: &mut s.grads });
-                s.be.class_cross_entropy(logits, &s.batch, bias, &mut s.tally, Some(back))
+                s.be.class_cross_entropy(logits, &s.batch, bias, 0.0, &mut s.tally, Some(back))
             },
             ..step()
         },

@@ -6,7 +6,7 @@ use crate::check::batches::{LENGTHS, TestBatch};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::params::Params;
 use crate::check::random::Random;
-use crate::check::reference::cross_entropy::cross_entropy;
+use crate::check::reference::cross_entropy::smoothed_cross_entropy;
 use crate::check::reference::rows::{relu_dropout, relu_dropout_backward};
 use crate::check::reference::{Scalar, add_rows, cast, keep, stored, widen};
 use crate::check::room::Room;
@@ -91,6 +91,7 @@ struct Loss {
     classes: usize,
     params: Params,
     bias: Span,
+    smoothing: f32,
     logits: Vec<f32>,
 }
 
@@ -108,7 +109,13 @@ fn loss(lengths: &[usize], classes: usize, labels: Labels, scale: f32) -> Loss {
     let bias = random.normals(classes, 1.0);
     let bias = params.add(bias, &mut random);
     let logits = random.normals(lengths.len() * classes, scale);
-    Loss { batch, classes, params, bias, logits }
+    Loss { batch, classes, params, bias, smoothing: 0.0, logits }
+}
+
+impl Loss {
+    fn smoothed(self, smoothing: f32) -> Loss {
+        Loss { smoothing, ..self }
+    }
 }
 
 impl OpCase for Loss {
@@ -117,8 +124,8 @@ impl OpCase for Loss {
     }
 
     fn shape(&self) -> String {
-        let Loss { batch, classes, .. } = self;
-        format!("[B={}, K={classes}], labels={:?}", batch.sequences(), batch.labels)
+        let Loss { batch, classes, smoothing, .. } = self;
+        format!("[B={}, K={classes}], smoothing={smoothing}, labels={:?}", batch.sequences(), batch.labels)
     }
 
     fn counts(&self) -> Capacity {
@@ -136,7 +143,8 @@ impl OpCase for Loss {
         let ones = vec![1.0; batch.sequences()];
         let weights = if batch.label_weights.is_empty() { &ones } else { &batch.label_weights };
         let scale = T::of(f64::from(batch.loss_scale));
-        let ce = cross_entropy::<T>(&cast(&self.logits), &batch.labels, &cast(weights), scale);
+        let (logits, weights, smoothing) = (cast(&self.logits), cast(weights), T::of(f64::from(self.smoothing)));
+        let ce = smoothed_cross_entropy::<T>(&logits, &batch.labels, &weights, scale, smoothing);
         let mut d_bias = self.params.grad(self.bias);
         add_rows(&ce.d_logits, &mut d_bias);
         vec![
@@ -154,10 +162,10 @@ impl OpCase for Loss {
         let batch = room.upload(&self.batch)?;
         let (mut grads, mut tally) = (room.grads(&self.params)?, be.tally()?);
         let (logits, mut d_logits) = (room.mat(rows, self.classes, &self.logits)?, room.empty(rows, self.classes)?);
-        be.class_cross_entropy(&logits, &batch, self.bias, &mut tally, None)?;
+        be.class_cross_entropy(&logits, &batch, self.bias, self.smoothing, &mut tally, None)?;
         let alone = be.take_tally(&mut tally)?;
         let back = LossGrads { d_x: &mut d_logits, grads: &mut grads };
-        be.class_cross_entropy(&logits, &batch, self.bias, &mut tally, Some(back))?;
+        be.class_cross_entropy(&logits, &batch, self.bias, self.smoothing, &mut tally, Some(back))?;
         let both = be.take_tally(&mut tally)?;
         let mut outputs = Outputs::from(vec![
             ("loss", vec![alone.loss]),
@@ -181,6 +189,7 @@ pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
         suite.check(relu(lengths, 64, Dropout::NONE));
         suite.check(loss(lengths, 2, Labels::Plain, 1.0));
         suite.check(loss(lengths, 5, Labels::Weighted, 1.0));
+        suite.check(loss(lengths, 3, Labels::Weighted, 1.0).smoothed(0.1));
     }
     suite.check(relu(&[1; 113], 384, drop));
     suite.check(relu(&[2; 57], 768, drop));
@@ -188,6 +197,8 @@ pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
     suite.check(loss(&[4; 31], 2, Labels::NoneGiven, 1.0));
     // Logits of hundreds overflow an exponential that is not shifted.
     suite.check(loss(&[4; 31], 17, Labels::Plain, 200.0));
+    suite.check(loss(&[4; 31], 17, Labels::Plain, 200.0).smoothed(0.3));
+    suite.check(loss(&[1; 113], 2, Labels::Plain, 1.0).smoothed(1.0));
     suite.check_after(relu(&[1; 40], 64, drop), relu(&[3, 2], 64, drop));
     suite.check_after(loss(&[1; 40], 2, Labels::Weighted, 1.0), loss(&[3, 2], 2, Labels::Plain, 1.0));
 }

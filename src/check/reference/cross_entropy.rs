@@ -13,7 +13,7 @@ pub struct CrossEntropy<T> {
     pub targets: u64,
     /// Of these, rows whose largest logit is the label's.
     pub correct: u64,
-    /// (softmax - onehot) × weight × scale; zero without a label. [R, K]
+    /// (softmax - q) × weight × scale; zero without a label. [R, K]
     pub d_logits: Vec<T>,
 }
 
@@ -23,8 +23,15 @@ fn max_and_lse<T: Scalar>(logits: &[T]) -> (usize, T) {
     (best, logits[best] + sum(logits.iter().map(|&x| (x - logits[best]).exp())).ln())
 }
 
-/// logits [R, K]; a label of -1 counts nothing.
+/// logits [R, K]; a label of -1 counts nothing. q = onehot.
 pub fn cross_entropy<T: Scalar>(logits: &[T], labels: &[i32], weights: &[T], scale: T) -> CrossEntropy<T> {
+    smoothed_cross_entropy(logits, labels, weights, scale, T::default())
+}
+
+/// The same with q = (1 - smoothing) onehot + smoothing / K.
+pub fn smoothed_cross_entropy<T: Scalar>(
+    logits: &[T], labels: &[i32], weights: &[T], scale: T, smoothing: T,
+) -> CrossEntropy<T> {
     let (zero, one) = (T::default(), T::of(1.0));
     let mut out = CrossEntropy { loss: zero, weight: zero, targets: 0, correct: 0, d_logits: Vec::new() };
     let classes = logits.len() / labels.len().max(1);
@@ -34,12 +41,12 @@ pub fn cross_entropy<T: Scalar>(logits: &[T], labels: &[i32], weights: &[T], sca
             continue;
         };
         let (best, lse) = max_and_lse(row);
-        out.loss += weight * (lse - row[label]);
+        let q = |k: usize| (if k == label { one - smoothing } else { zero }) + smoothing / T::of(classes as f64);
+        out.loss += weight * sum(row.iter().enumerate().map(|(k, &x)| q(k) * (lse - x)));
         out.weight += weight;
         out.targets += 1;
         out.correct += u64::from(best == label);
-        let onehot = |k: usize| if k == label { one } else { zero };
-        out.d_logits.extend((0..classes).map(|k| ((row[k] - lse).exp() - onehot(k)) * weight * scale));
+        out.d_logits.extend((0..classes).map(|k| ((row[k] - lse).exp() - q(k)) * weight * scale));
     }
     out
 }

@@ -284,6 +284,10 @@ pub struct ClassifierArgs {
     /// order of the labels [default: equal]
     #[arg(long, value_name = "WEIGHTS")]
     pub class_weights: Option<String>,
+    /// Share of each training target that is spread evenly over all classes, times the row's weight; evaluations take labels
+    /// as they are [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub label_smoothing_factor: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
     #[allow(missing_docs)]

@@ -34,6 +34,7 @@ pub fn classifier(args: &ClassifierArgs, config: &Config, seed: u64) -> Result<T
     let task = Task::Classifier {
         positive: args.class.positive_label.clone(),
         class_weights: class_weights(args.class_weights.as_deref())?,
+        label_smoothing: args.label_smoothing_factor.unwrap_or(0.0),
     };
     let mut plan = base(task, &args.data, &args.optimization, &args.policy, seed)?;
     batching(&args.data, config, &mut plan.batching);
@@ -242,7 +243,7 @@ mod tests {
             "",
             "--long windows --window-stride 30 --positive-label in_person --class-weights balanced --metric-for-best-model roc_auc",
             "--class-weights auto",
-            "--long head-tail --class-weights 1,2.5",
+            "--long head-tail --class-weights 1,2.5 --label-smoothing-factor 0.1",
         ];
         for flags in flags {
             let typed = parse::<Classifier>(&format!("--out x {flags}")).args;
@@ -320,5 +321,6 @@ mod tests {
         };
         assert!(classes("--window-stride 3").contains("--long windows"));
         assert!(classes("--class-weights heavy").contains("--class-weights heavy"));
+        assert!(classes("--label-smoothing-factor 1").contains("--label-smoothing-factor 1 is not"));
     }
 }

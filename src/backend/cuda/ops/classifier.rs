@@ -59,7 +59,7 @@ pub static FAMILY: Family = Family {
         },
         Kernel {
             name: "class_cross_entropy",
-            computes: "loss, hits;  d_logits = (softmax - onehot) weight loss_scale;  d_bias += Σ_rows d_logits",
+            computes: "loss, hits;  d_logits = (softmax - q) weight loss_scale;  d_bias += Σ_rows d_logits",
             threads: 256,
             shared_bytes: TALLY_BYTES as u32,
             limits: Limits::registers(64),
@@ -240,7 +240,7 @@ where
 
 /// [`crate::backend::Backend::class_cross_entropy`]
 pub fn class_cross_entropy<D: Device>(
-    be: &CudaBackend<D>, logits: &Mat, batch: &Batch, bias: Span, tally: &mut Tally,
+    be: &CudaBackend<D>, logits: &Mat, batch: &Batch, bias: Span, smoothing: f32, tally: &mut Tally,
     back: Option<LossGrads<'_, Mat, Flat>>,
 ) -> Result<()>
 where
@@ -264,6 +264,7 @@ where
         Arg::U32(classes.size as u32),
         Arg::Read(batch.labels),
         Arg::Read(batch.label_weights),
+        Arg::F32(smoothing),
         Arg::Read(be.head(Head::LossScale)),
         be.rows_of(logits),
         Arg::Update(tally.region()),

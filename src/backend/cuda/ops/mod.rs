@@ -118,9 +118,10 @@ where
     }
 
     fn class_cross_entropy(
-        &self, logits: &Mat, batch: &Batch, bias: Span, tally: &mut Tally, back: Option<LossGrads<'_, Mat, Flat>>,
+        &self, logits: &Mat, batch: &Batch, bias: Span, smoothing: f32, tally: &mut Tally,
+        back: Option<LossGrads<'_, Mat, Flat>>,
     ) -> Result<()> {
-        classifier::class_cross_entropy(self, logits, batch, bias, tally, back)
+        classifier::class_cross_entropy(self, logits, batch, bias, smoothing, tally, back)
     }
 
     fn grad_norm(&self, grads: &Flat, tally: &mut Tally) -> Result<()> {
