@@ -6,7 +6,8 @@
 //! | room | what it holds | knows of |
 //! | --- | --- | --- |
 //! | [`philox`] | the counter-based random numbers behind dropout, masks, order and initial weights | nothing |
-//! | [`data`] | text → token ids → token set (memory-mapped) → packed batches → masks | `philox` |
+//! | [`disk`] | files that are whole or as they were | nothing |
+//! | [`data`] | text → token ids → token set (memory-mapped) → packed batches → masks | `philox`, `disk` |
 //! | [`backend`] | how an op is computed: the [`backend::Backend`] trait, and the CPU's and the GPU's answers to it | `philox` |
 //! | [`check`] | is a backend right? every op against an f64 reference, on many shapes | `backend`, `philox` |
 //! | [`model`] | what DistilBERT is: config, parameter table, forward and backward, once, over `Backend` | `backend` |
@@ -25,6 +26,7 @@ pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod data;
+pub mod disk;
 pub mod model;
 pub mod philox;
 pub mod predict;

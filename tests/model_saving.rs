@@ -67,7 +67,8 @@ fn a_full_disk_leaves_the_model_that_was_there() {
     for file in ["model.safetensors", "config.json"] {
         let mut changed = load("mlm");
         changed.0.values[0] += 1.0;
-        std::os::unix::fs::symlink("/dev/full", dir.path().join(format!("{file}.partial"))).unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join(format!(".{file}.partial-{}", std::process::id())))
+            .unwrap();
         let error = save(dir.path(), &changed).unwrap_err().to_string();
         assert!(error.contains(file) && error.contains("No space left"), "{error}");
         assert_eq!(files(dir.path()), ["config.json", "model.safetensors"], "temporary files are removed");

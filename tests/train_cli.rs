@@ -123,6 +123,27 @@ fn from_files_to_a_classifier_and_back_from_run_toml() {
 }
 
 #[test]
+fn a_report_compares_with_another_run() {
+    let bench = Bench::new(100);
+    let train = |more: &str| format!("{MLM} --max-steps 4 --eval-steps 2 --logging-steps 1 {more}");
+    bench.ok(&train("--out slow"));
+    bench.ok(&train("--out fast --learning-rate 3e-3 --compare slow").replacen("--learning-rate 1e-3 ", "", 1));
+    let report = |out: &str| std::fs::read_to_string(bench.path(out).join("report.html")).expect("a report");
+    assert!(!report("slow").contains("Compared with"));
+    let fast = report("fast");
+    for part in ["Compared with slow", ">slow</span>", "slow, held out", "0.003, there 0.001"] {
+        assert!(fast.contains(part), "{part}");
+    }
+    assert!(!fast.contains("400.0, there"), "what is alike is not listed");
+
+    let refused = |run: &str| bench.refused(&train(&format!("--out other --compare {run}")));
+    assert!(refused("nowhere").contains("nowhere: holds no metrics.jsonl with a run to compare with"));
+    bench.ok("train classifier --model slow --data postings.jsonl --out classes --max-steps 2 --max-length 48");
+    assert!(refused("classes").contains("classes: is a run of the other kind of training"));
+    assert!(!bench.path("other").join("run.toml").exists());
+}
+
+#[test]
 fn auto_is_the_default_on_a_cpu_and_no_graph_changes_nothing() {
     let bench = Bench::new(60);
     let train =

@@ -49,7 +49,7 @@ pub struct Config {
 impl Config {
     /// Reads and checks a config.json.
     pub fn read(file: &Path) -> Result<Config> {
-        let text = std::fs::read_to_string(file).map_err(|source| Error::Io { path: file.into(), source })?;
+        let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
         let value: Value = serde_json::from_str(&text)
             .map_err(|e| Error::File { path: file.into(), why: format!("not valid JSON: {e}") })?;
         let Value::Object(fields) = value else {

@@ -1,6 +1,6 @@
 //! What can go wrong between a model directory and a loss.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Result of the model room.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -66,4 +66,12 @@ pub enum Error {
     /// An op failed.
     #[error(transparent)]
     Backend(#[from] crate::backend::Error),
+}
+
+impl Error {
+    /// For `map_err` on what the system says about `path`.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
+        let path = path.to_owned();
+        move |source| Error::Io { path, source }
+    }
 }

@@ -5,7 +5,8 @@
 //! performs what [`policy`] asks for; [`loader`] packs and masks ahead; [`step`] is one optimizer step
 //! with [`optimizer`], [`outliers`] and [`schedule`]; [`task`] is what masked-language modelling and classification
 //! do differently; [`evaluate`] measures with [`metrics`] and [`unigram`]; [`checkpoint`] and
-//! [`run_dir`] are what lies on the disk, [`records`] what is read there; [`observer`] watches.
+//! [`run_dir`] are what lies on the disk, [`records`] what is read there, by TensorBoard too ([`tensorboard`]);
+//! [`observer`] watches and [`report`] shows.
 
 pub mod checkpoint;
 mod error;
@@ -28,13 +29,14 @@ pub mod settings;
 pub mod start;
 pub mod step;
 pub mod task;
+pub mod tensorboard;
 pub mod unigram;
 
 pub use error::{Error, Result};
 pub use evaluate::{EvalPlan, evaluate};
 pub use observer::{Event, Observer, Silent};
 pub use outliers::Outliers;
-pub use plan::{Batching, Feed, Length, Occupied, TrainPlan};
+pub use plan::{Batching, Feed, Length, Occupied, ReportTo, TrainPlan};
 pub use policy::{Every, Metric, Policy};
 pub use records::{ClassifierEval, Curves, EvalRecord, EvalResult, MlmEval, Record, StepRecord};
 pub use run::{Ended, Summary, run};

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::pack::{Long, PackPlan, Packing, Shuffle};
 use crate::data::split::{Split, Subset};
 use crate::model::Config;
@@ -128,6 +130,16 @@ pub enum Occupied {
     Overwrite,
 }
 
+/// What reads a run's figures beside `metrics.jsonl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReportTo {
+    /// Nothing.
+    None,
+    /// TensorBoard, from an event file.
+    Tensorboard,
+}
+
 /// Everything about a run but the model it starts from and the data.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainPlan {
@@ -155,6 +167,8 @@ pub struct TrainPlan {
     pub feed: Feed,
     /// A line of `metrics.jsonl` every so many steps.
     pub logging_steps: u64,
+    /// What else reads them.
+    pub report_to: ReportTo,
     /// Of order, masks and dropout.
     pub seed: u64,
     /// How steps are computed; makes no difference to what comes of them.
@@ -190,6 +204,7 @@ impl TrainPlan {
             outliers: Outliers::IGNORED,
             feed: Feed::AllBatches,
             logging_steps: 10,
+            report_to: ReportTo::Tensorboard,
             seed: 42,
             replay: Replay::WhenItCan,
             provenance: toml::Table::new(),

@@ -21,6 +21,14 @@ impl Record {
             Record::Step(record) => record.step,
         }
     }
+
+    /// Seconds since the run began.
+    pub fn seconds(&self) -> f64 {
+        match self {
+            Record::Eval(record) => record.seconds,
+            Record::Step(record) => record.seconds,
+        }
+    }
 }
 
 /// A logged step. Losses are means over the steps since the one logged before it.

@@ -101,8 +101,9 @@ pub fn run<B: Backend>(
     let loader = Loader::new(set, &packing, tokenizer.special(), state.cursor.clone(), objective, plan.accumulation)?;
     let loader = loader.feeding(plan.feed);
     // Last of all, as this may delete an earlier run: whatever else can be refused was refused by now.
-    let dir = RunDir::claim(&plan.out, opening)?;
+    let mut dir = RunDir::claim(&plan.out, opening)?;
     dir.write_settings(&state.settings)?;
+    dir.report_to(plan.report_to)?;
     observer.on(Event::Started(Started {
         device: &be.describe(),
         parameters: trainer.model.table.parameters(),

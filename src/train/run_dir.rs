@@ -4,10 +4,11 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use super::checkpoint;
-use super::plan::Occupied;
+use super::plan::{Occupied, ReportTo};
 use super::records::Record;
-use super::{Error, Result};
+use super::tensorboard::EventFile;
+use super::{Error, Result, checkpoint, tensorboard};
+use crate::disk;
 
 /// One line of JSON per logged step and per evaluation.
 pub const METRICS: &str = "metrics.jsonl";
@@ -18,11 +19,8 @@ pub const REPORT: &str = "report.html";
 /// The token set made of the files a run was given.
 pub const TOKENS: &str = "tokens";
 const LOCK: &str = ".lock";
-/// What files are called while they are replaced.
-const METRICS_PARTIAL: &str = "metrics.partial";
-const SETTINGS_PARTIAL: &str = "run.partial";
-/// What names of the token set begin with while it is made or replaced.
-const TOKENS_PARTIAL: &[&str] = &[".tokens.partial-", ".tokens.old-"];
+/// What the name of the token set begins with once another has taken its place.
+const OLD_TOKENS: &str = ".tokens.old-";
 
 /// Files of the best model in a run directory.
 const MODEL_FILES: &[&str] = &[
@@ -42,6 +40,8 @@ pub struct RunDir {
     _lock: File,
     /// What `metrics.jsonl` holds.
     pub records: Vec<Record>,
+    /// The same for TensorBoard, where it is wanted.
+    events: Option<EventFile>,
 }
 
 /// What a run directory is opened for.
@@ -60,7 +60,7 @@ impl RunDir {
         std::fs::create_dir_all(path).map_err(|error| unwritable(path, error))?;
         let lock = hold(path, OpenOptions::new().create(true).truncate(false).write(true))?
             .ok_or_else(|| unwritable(path, ErrorKind::NotFound.into()))?;
-        let mut dir = RunDir { path: path.to_path_buf(), _lock: lock, records: Vec::new() };
+        let mut dir = RunDir { path: path.to_path_buf(), _lock: lock, records: Vec::new(), events: None };
         match opening {
             Opening::Fresh(occupied) => {
                 check_free(path, occupied)?;
@@ -79,25 +79,43 @@ impl RunDir {
         &self.path
     }
 
+    /// Whatever `metrics.jsonl` holds and is given goes there too.
+    pub fn report_to(&mut self, to: ReportTo) -> Result<()> {
+        self.events = match to {
+            ReportTo::None => None,
+            ReportTo::Tensorboard => Some(EventFile::of_run(&self.path, &self.records).map_err(self.no_events())?),
+        };
+        Ok(())
+    }
+
+    fn no_events(&self) -> impl FnOnce(std::io::Error) -> Error {
+        Error::io(self.path.join(tensorboard::DIR))
+    }
+
     /// Adds a line to `metrics.jsonl`.
     pub fn record(&mut self, record: Record) -> Result<()> {
         let path = self.path.join(METRICS);
         let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(Error::io(&path))?;
         writeln!(file, "{}", line(&record)).map_err(Error::io(&path))?;
+        if let Some(events) = &self.events {
+            events.add(&record).map_err(self.no_events())?;
+        }
         self.records.push(record);
         Ok(())
     }
 
     /// Writes `run.toml`.
     pub fn write_settings(&self, text: &str) -> Result<()> {
-        replace(&self.path.join(SETTINGS), text)
+        let path = self.path.join(SETTINGS);
+        disk::replace(&path, text).map_err(Error::io(&path))
     }
 
     /// Drops the lines after `step`: they are about to be made again. A line cut short by a crash is one of them.
     fn rewind(&mut self, step: u64) -> Result<()> {
         self.records = read_metrics(&self.path)?.into_iter().filter(|record| record.step() <= step).collect();
         let text: String = self.records.iter().map(|record| line(record) + "\n").collect();
-        replace(&self.path.join(METRICS), &text)
+        let path = self.path.join(METRICS);
+        disk::replace(&path, text).map_err(Error::io(&path))
     }
 }
 
@@ -199,6 +217,7 @@ fn clear(path: &Path) -> Result<()> {
     for step in checkpoint::steps(path)? {
         checkpoint::delete(path, step)?;
     }
+    tensorboard::delete(path).map_err(Error::io(path.join(tensorboard::DIR)))?;
     let files = MODEL_FILES.iter().chain(&[METRICS, REPORT, SETTINGS]);
     for file in files.map(|name| path.join(name)).filter(|file| file.exists()) {
         std::fs::remove_file(&file).map_err(Error::io(&file))?;
@@ -208,14 +227,13 @@ fn clear(path: &Path) -> Result<()> {
 
 /// Whether a directory entry may be there before there is a run, left by a process that was killed early.
 fn is_early(name: &str) -> bool {
-    [LOCK, TOKENS, SETTINGS_PARTIAL].contains(&name) || TOKENS_PARTIAL.iter().any(|start| name.starts_with(start))
+    [LOCK, TOKENS].contains(&name) || is_leftover(name)
 }
 
 /// Whether a directory entry is what a killed process left half done.
 fn is_leftover(name: &str) -> bool {
-    let of_a_model = |file: &&str| name.strip_suffix(".partial") == Some(file);
-    let early = is_early(name) && name != LOCK && name != TOKENS;
-    early || name == METRICS_PARTIAL || checkpoint::is_leftover(name) || MODEL_FILES.iter().any(of_a_model)
+    let is_ours = |name: &str| MODEL_FILES.iter().chain(&[METRICS, REPORT, SETTINGS, TOKENS]).any(|ours| *ours == name);
+    disk::partial_of(name).is_some_and(is_ours) || name.starts_with(OLD_TOKENS) || checkpoint::is_leftover(name)
 }
 
 /// Deletes it.
@@ -225,17 +243,6 @@ fn sweep(path: &Path) -> Result<()> {
         deleted.map_err(Error::io(&left))?;
     }
     Ok(())
-}
-
-/// Writes a file under a temporary name and renames it: on a full disk, what was there stays.
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let partial = path.with_extension("partial");
-    let written = std::fs::write(&partial, text).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // Left there, it would make the directory one that is not empty and holds no run.
-        let _ = std::fs::remove_file(&partial);
-    }
-    written.map_err(Error::io(path))
 }
 
 fn entries(path: &Path) -> Result<Vec<String>> {

@@ -20,6 +20,7 @@ const MAY_CHANGE: &[&str] = &[
     "labels",
     "logging_steps",
     "patience",
+    "report_to",
     "save_steps",
     "save_total_limit",
     "text_columns",
@@ -51,6 +52,7 @@ impl TrainPlan {
             set("overfit_one_batch", true.into());
         }
         set("logging_steps", integer(self.logging_steps));
+        set("report_to", name_of(self.report_to));
         set("seed", integer(self.seed));
         self.outlier_settings(&mut t);
         self.policy_settings(&mut t);

@@ -189,10 +189,11 @@ fn a_run_killed_before_its_first_checkpoint_says_how_to_begin_again() {
     // As if it had been killed earlier still, while it made its token set or wrote its settings.
     std::fs::remove_file(out.join("run.toml")).expect("removed");
     std::fs::remove_file(out.join("metrics.jsonl")).ok();
-    std::fs::write(out.join("run.partial"), "lea").expect("written");
+    std::fs::remove_dir_all(out.join("tensorboard")).ok();
+    std::fs::write(out.join(".run.toml.partial-1"), "lea").expect("written");
     std::fs::create_dir(out.join(".tokens.partial-1")).expect("made");
     Run::of(&mut train(&tiny().tokens, &out, &["--max-steps", "1"])).exits(0);
-    assert!(!out.join("run.partial").exists() && !out.join(".tokens.partial-1").exists());
+    assert!(!out.join(".run.toml.partial-1").exists() && !out.join(".tokens.partial-1").exists());
 }
 
 #[test]

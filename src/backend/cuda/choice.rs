@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::{fs, io};
 
-use super::compile::write_whole;
 use super::device::GemmWay;
 use crate::backend::Result;
+use crate::disk;
 
 /// A way to compute a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -176,7 +176,8 @@ fn keep(file: &Path, made: &HashMap<Question, Choice>) -> io::Result<()> {
     all.retain(|choice| !made.contains_key(&choice.question));
     all.extend(made.values().cloned());
     all.sort_by_key(|Choice { question: q, .. }| (q.kind as u8, q.rows, q.inputs, q.outputs));
-    write_whole(file, serde_json::to_string_pretty(&all)?.as_bytes())
+    fs::create_dir_all(file.parent().unwrap_or(Path::new("")))?;
+    disk::replace(file, serde_json::to_string_pretty(&all)?)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::cli::batch_tokens::BatchTokens;
 use crate::cli::settings::{list, named, trimmed};
 use crate::train::schedule::ScheduleKind;
-use crate::train::{Metric, Occupied, Replay};
+use crate::train::{Metric, Occupied, Replay, ReportTo};
 
 /// Column of the label, where nothing else is said.
 pub const LABEL_COLUMN: &str = "label";
@@ -23,7 +23,7 @@ pub struct DataArgs {
     #[arg(long, num_args = 1.., value_name = "SET|FILES")]
     #[serde(deserialize_with = "list")]
     pub data: Option<Vec<String>>,
-    /// The run directory: the best model, checkpoint-<step>/, metrics.jsonl, run.toml
+    /// The run directory: the best model, checkpoint-<step>/, metrics.jsonl, run.toml, report.html
     #[arg(long, value_name = "DIR")]
     #[serde(skip)]
     pub out: Option<PathBuf>,
@@ -39,6 +39,10 @@ pub struct DataArgs {
     #[arg(long)]
     #[serde(skip)]
     pub no_graph: bool,
+    /// Another run of the same kind: report.html draws its curves beside this one's and says which settings differ
+    #[arg(long, value_name = "RUN")]
+    #[serde(skip)]
+    pub compare: Option<PathBuf>,
     /// Settings, named like these flags in snake_case; the command line wins over them
     #[arg(long, value_name = "RUN.toml")]
     #[serde(skip)]
@@ -68,9 +72,9 @@ pub struct DataArgs {
 impl DataArgs {
     /// Takes over what only a command line says.
     pub fn keep_command_line_of(&mut self, typed: &DataArgs) {
-        let DataArgs { out, resume, overwrite, no_graph, config_file, .. } = typed.clone();
+        let DataArgs { out, resume, overwrite, no_graph, compare, config_file, .. } = typed.clone();
         (self.out, self.resume, self.overwrite, self.config_file) = (out, resume, overwrite, config_file);
-        self.no_graph = no_graph;
+        (self.no_graph, self.compare) = (no_graph, compare);
     }
 
     /// What an --out that holds something means.
@@ -169,6 +173,9 @@ pub struct PolicyArgs {
     /// A line in metrics.jsonl every so many steps [default: 10]
     #[arg(long, value_name = "STEPS")]
     pub logging_steps: Option<u64>,
+    /// tensorboard (the same figures in OUT/tensorboard, for `tensorboard --logdir`) or none [default: tensorboard]
+    #[arg(long, value_name = "WHERE", value_parser = named::<ReportTo>)]
+    pub report_to: Option<ReportTo>,
 }
 
 /// `--eval-strategy`.

@@ -23,7 +23,7 @@ use crate::data::pack::PackCounts;
 use crate::data::record::RecordSpec;
 use crate::model::Mode;
 use crate::model::hub::Wanted;
-use crate::train::report;
+use crate::train::report::{self, OtherRun};
 use crate::train::run_dir::{self, SETTINGS, TOKENS};
 use crate::train::{self, Ended, Feed, Replay, Start, Summary, TrainPlan};
 
@@ -50,6 +50,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
     let origin = Origin::new(&args.data, &out, args.config.as_deref())?;
     let seed = seed(args.optimization.seed, common);
     let mut plan = plan::mlm(&args, &origin.config()?, seed)?;
+    let other = args.data.compare.as_deref().map(|run| OtherRun::read(run, &plan.task)).transpose()?;
 
     // Before anything is computed: it sets the number of threads.
     let backend = common.backend()?;
@@ -67,7 +68,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
         plan.provenance.insert("tokenizer".into(), model_name(tokenizer).into());
     }
     let start = origin.start(&Wanted::Mlm, &corpus.set, seed)?;
-    backend.run(Training { name: "mlm", batch_tokens: args.data.batch_tokens, plan, start, corpus, common })
+    backend.run(Training { name: "mlm", batch_tokens: args.data.batch_tokens, plan, other, start, corpus, common })
 }
 
 fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
@@ -78,6 +79,7 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     let origin = Origin::new(&args.data, &out, None)?;
     let seed = seed(args.optimization.seed, common);
     let mut plan = plan::classifier(&args, &origin.config()?, seed)?;
+    let other = args.data.compare.as_deref().map(|run| OtherRun::read(run, &plan.task)).transpose()?;
 
     let backend = common.backend()?;
     let tokenizer = origin.tokenizer(None)?;
@@ -102,7 +104,15 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
         plan.provenance.insert("label_column".into(), label_column.into());
     }
     let start = origin.start(&Wanted::Classifier { labels }, &corpus.set, seed)?;
-    backend.run(Training { name: "classifier", batch_tokens: args.data.batch_tokens, plan, start, corpus, common })
+    backend.run(Training {
+        name: "classifier",
+        batch_tokens: args.data.batch_tokens,
+        plan,
+        other,
+        start,
+        corpus,
+        common,
+    })
 }
 
 /// A command, ready to run.
@@ -110,6 +120,7 @@ struct Training<'a> {
     name: &'a str,
     batch_tokens: Option<BatchTokens>,
     plan: TrainPlan,
+    other: Option<OtherRun>,
     start: Start,
     corpus: Corpus,
     common: &'a Common,
@@ -118,7 +129,7 @@ struct Training<'a> {
 impl Computation for Training<'_> {
     /// The run itself, and what is printed of it.
     fn on<B: Backend>(self, be: &B) -> Result<Outcome> {
-        let Training { name, batch_tokens, mut plan, start, corpus, common } = self;
+        let Training { name, batch_tokens, mut plan, other, start, corpus, common } = self;
         if let Some(tokens) = batch_tokens {
             let (config, head, task) = (&start.config, start.head, &plan.task);
             let needs = Needs { config, head, task, mode: Mode::Training };
@@ -134,7 +145,7 @@ impl Computation for Training<'_> {
         let summary = train::run(be, start, &corpus.set, &plan, &mut progress)?;
         drop(progress);
         let device = be.describe();
-        let page = report::write(&plan.out, &report::of_training(&plan, &summary, &device));
+        let page = report::write(&plan.out, &report::of_training(&plan, &summary, other.as_ref(), &device));
         print(name, &plan, &summary, device, common)?;
         // The run is done whether or not there is room for a page about it.
         page?;

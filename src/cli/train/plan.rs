@@ -126,6 +126,7 @@ fn base(
     plan.feed = if o.overfit_one_batch == Some(true) { Feed::FirstStep } else { Feed::AllBatches };
     plan.accumulation = o.gradient_accumulation_steps.unwrap_or(plan.accumulation);
     plan.logging_steps = policy.logging_steps.unwrap_or(plan.logging_steps);
+    plan.report_to = policy.report_to.unwrap_or(plan.report_to);
     plan.policy.evaluate = match plan.feed {
         Feed::FirstStep if policy.eval_strategy.is_none() && policy.eval_steps.is_none() => Every::Never,
         _ => evaluate(policy)?,
@@ -229,7 +230,7 @@ mod tests {
             "--eval-steps 5 --save-steps 3 --save-total-limit 2 --patience 4 --metric-for-best-model accuracy --logging-steps 2",
             "--eval-strategy no --num-train-epochs 0.5 --lr-scheduler-type cosine --warmup-steps 3 --limit 100",
             "--gradient-accumulation-steps 3 --batch-tokens 1000 --max-length 100 --validation-split-percentage 12.5",
-            "--max-loss-z-score 6 --z-score-window 50",
+            "--max-loss-z-score 6 --z-score-window 50 --report-to none",
             "--max-grad-norm-z-score 4.5 --overfit-one-batch",
         ];
         for flags in flags {

@@ -10,6 +10,7 @@ use super::super::tokenizer::{FILES, Tokenizer};
 use super::super::{Error, Result};
 use super::meta::{META, Part, hex};
 use super::{About, Dtype, Existing, FileSum, Meta, Shard, TokenSet};
+use crate::disk;
 
 const BUFFER_BYTES: usize = 1 << 18;
 
@@ -153,12 +154,12 @@ impl TokenSetWriter {
         // A link to a directory stays one: the set takes the place of what it points at.
         let linked = if dir.is_symlink() { fs::canonicalize(dir).ok() } else { None };
         let dir = linked.as_deref().unwrap_or(dir);
-        let name = dir
-            .file_name()
-            .ok_or_else(|| file_error(dir, "this names no directory that could be made; give one with --out"))?;
+        if dir.file_name().is_none() {
+            return Err(file_error(dir, "this names no directory that could be made; give one with --out"));
+        }
         let parent = dir.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         fs::create_dir_all(parent).map_err(io_error(parent))?;
-        let partial = parent.join(format!(".{}.partial-{}", name.to_string_lossy(), std::process::id()));
+        let partial = disk::temporary(dir);
         fs::create_dir(&partial).map_err(|source| match source.kind() {
             // Numbers of processes come again, in a container most of all.
             std::io::ErrorKind::AlreadyExists => {

@@ -322,5 +322,5 @@ fn pretty(value: &Value) -> String {
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).map_err(|source| Error::Io { path: path.to_owned(), source })
+    crate::disk::replace(path, text).map_err(|source| Error::Io { path: path.to_owned(), source })
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::save::Pending;
 use super::tensors::{Tensor, TensorFile, write};
+use crate::disk::Pending;
 use crate::model::params::ParamTable;
 use crate::model::{Error, Result};
 
@@ -18,7 +18,7 @@ pub fn save_flat(file: &Path, table: &ParamTable, buffers: &[(&str, &[f32])]) ->
             tensors.insert(format!("{}.{name}", spec.hf_name), Tensor { shape: &spec.shape, values });
         }
     }
-    Pending::write(file, |path| write(path, &tensors))?.commit()
+    Pending::write(file, |temporary| write(temporary, &tensors)).and_then(Pending::commit).map_err(Error::io(file))
 }
 
 /// Reads the flat buffers of these names, and nothing but them: every tensor of the table, in its shape.

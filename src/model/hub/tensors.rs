@@ -32,7 +32,7 @@ pub struct TensorFile {
 impl TensorFile {
     /// Reads a file; checks its header against its length, and its checksum where it carries one.
     pub fn open(path: &Path) -> Result<TensorFile> {
-        let bytes = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+        let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let broken = |why: String| Error::File { path: path.into(), why };
         if bytes.starts_with(b"version https://git-lfs") {
             return Err(broken("is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`".into()));

@@ -85,7 +85,7 @@ impl Weights {
     fn add_shards(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(INDEX);
         let wrong = |why: String| Error::File { path: path.clone(), why };
-        let text = std::fs::read_to_string(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let text = std::fs::read_to_string(&path).map_err(Error::io(&path))?;
         let index: Value = serde_json::from_str(&text).map_err(|e| wrong(format!("not valid JSON: {e}")))?;
         let map = index.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| wrong("has no weight_map of tensor names to file names".into()))?;

@@ -5,6 +5,8 @@ use crate::train::records::{ClassifierEval, EvalRecord, EvalResult, Record, Step
 
 /// The bold line of a noisy curve averages over this share of the run.
 const SMOOTHING_SHARE: f64 = 0.04;
+/// What the legend calls the loss on training postings.
+const TRAINING: &str = "training";
 
 /// The curves of a run, in reading order: loss, held-out figure, learning rate, gradient norm, speed.
 pub fn of_run(records: &[Record]) -> Vec<Chart> {
@@ -21,6 +23,29 @@ pub fn of_run(records: &[Record]) -> Vec<Chart> {
     charts.push(noisy(&steps, "Gradient norm, before clipping", "L2 norm", |s| s.grad_norm));
     charts.push(noisy(&steps, "Speed", "tokens per second", |s| s.tokens_per_second));
     charts
+}
+
+/// A run's curves, those of another drawn quietly beneath them.
+pub fn beside(charts: Vec<Chart>, records: &[Record], name: &str) -> Vec<Chart> {
+    let add = |(mut chart, other): (Chart, Chart)| {
+        let named = |series: &Series| match series.name.as_str() {
+            "" | TRAINING => name.to_owned(),
+            what => format!("{name}, {what}"),
+        };
+        // Of a noisy curve, only its mean: two clouds of values hide each other.
+        let quiet = other.series.into_iter().filter(|series| series.stroke != Stroke::Faint).map(|series| {
+            let stroke = if series.stroke == Stroke::Dots { Stroke::Dots } else { Stroke::Dashed };
+            Series { name: named(&series), ink: Ink::Quiet, stroke, ..series }
+        });
+        let quiet: Vec<_> = quiet.filter(|series| !series.points.is_empty()).collect();
+        if let (false, Some(own)) = (quiet.is_empty(), chart.series.last_mut().filter(|series| series.name.is_empty()))
+        {
+            own.name = "this run".into();
+        }
+        chart.series.splice(0..0, quiet);
+        chart
+    };
+    charts.into_iter().zip(of_run(records)).map(add).collect()
 }
 
 /// The ROC and the precision-recall curve of the positive class, where the evaluation has them.
@@ -76,7 +101,7 @@ fn base_rate(eval: &ClassifierEval) -> f64 {
 fn loss(steps: &[&StepRecord], evals: &[&EvalRecord]) -> Chart {
     let mut chart = noisy(steps, "Loss", "nats per target", |s| s.loss);
     if let Some(smooth) = chart.series.last_mut() {
-        smooth.name = "training".into();
+        smooth.name = TRAINING.into();
     }
     let points = evals.iter().map(|e| (e.step as f64, e.eval.loss())).collect();
     chart.series.push(Series { name: "held out".into(), points, ink: Ink::Second, stroke: Stroke::Dots });
@@ -186,6 +211,22 @@ mod tests {
         let charts = of_run(&[step(1), step(2)]);
         assert_eq!(charts.iter().filter(|c| c.has_points()).count(), 4);
         assert!(of_run(&[]).iter().all(|c| !c.has_points()));
+    }
+
+    #[test]
+    fn another_run_lies_beneath_with_its_name() {
+        let mut records = vec![mlm(0, 4000.0)];
+        records.extend((1..50).map(step));
+        let charts = beside(of_run(&records), &records[1..], "warm");
+        let legend = |chart: &Chart| chart.series.iter().map(|s| s.name.clone()).collect::<Vec<_>>();
+        assert_eq!(legend(&charts[0]), ["warm", "", "training", "held out"]);
+        // It has no evaluation: nothing is added and nothing needs a name.
+        assert_eq!(legend(&charts[1]), [""]);
+        assert_eq!(legend(&charts[2]), ["warm", "this run"]);
+        assert_eq!(charts[2].series[0].points, charts[2].series[1].points);
+        assert!(charts.iter().flat_map(|c| &c.series).all(|s| (s.ink == Ink::Quiet) == s.name.starts_with("warm")));
+        let both = beside(of_run(&records), &records, "warm");
+        assert_eq!(legend(&both[0]), ["warm", "warm, held out", "", "training", "held out"]);
     }
 
     #[test]

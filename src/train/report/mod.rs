@@ -1,17 +1,20 @@
 //! report.html: a run on one page that opens offline, with pictures drawn here and nothing fetched.
 //!
 //! [`ReportData`] says what there is to show, [`write`] lays it out ([`page`]) and draws the curves
-//! ([`chart`]); [`curves`] turns a run's metrics into charts, and [`of_training`] a whole run into a report.
+//! ([`chart`]); [`curves`] turns a run's metrics into charts, and [`of_training`] a whole run into a report, beside an
+//! [`OtherRun`] where one is to be compared with.
 
 mod axis;
 pub mod chart;
 pub mod curves;
+mod other_run;
 mod page;
 mod training;
 
 use std::path::{Path, PathBuf};
 
 pub use chart::{Chart, Ink, Scale, Series, Stroke};
+pub use other_run::OtherRun;
 pub use training::{of_training, settings};
 
 use super::records::ClassifierEval;
@@ -134,19 +137,15 @@ pub struct Table {
     pub rows: Vec<(String, String)>,
 }
 
-/// Writes `dir/report.html` under a temporary name, renamed last, and returns its path.
+/// Writes `dir/report.html`, as a whole, and returns its path.
 ///
 /// # Errors
 /// Where a picture cannot be drawn or the file cannot be written.
 pub fn write(dir: &Path, data: &ReportData) -> Result<PathBuf, Error> {
+    let path = dir.join("report.html");
     let page = page::html(data)?;
-    let (path, partial) = (dir.join("report.html"), dir.join("report.html.partial"));
-    let io = |source| Error::Io { path: path.clone(), source };
-    let written = std::fs::write(&partial, page).and_then(|()| std::fs::rename(&partial, &path));
-    if written.is_err() {
-        // What was written of it would only keep a full disk full.
-        let _ = std::fs::remove_file(&partial);
+    match crate::disk::replace(&path, page) {
+        Ok(()) => Ok(path),
+        Err(source) => Err(Error::Io { path, source }),
     }
-    written.map_err(io)?;
-    Ok(path)
 }

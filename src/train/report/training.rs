@@ -1,15 +1,22 @@
 //! The report of one training run.
 
-use super::{Figure, Perplexity, ReportData, RunCurves, Table, curves};
+use super::{Figure, OtherRun, Perplexity, ReportData, RunCurves, Table, curves};
 use crate::train::plan::TrainPlan;
 use crate::train::records::{ClassifierEval, EvalResult, MlmEval, Record};
 use crate::train::run::Summary;
 use crate::train::task::Task;
 
-/// What there is to show of a run: its curves, the figures of the model it kept, its settings.
-pub fn of_training(plan: &TrainPlan, summary: &Summary, device: &str) -> ReportData {
+/// What there is to show of a run: its curves, the figures of the model it kept, its settings; all beside another's, where
+/// there is one to compare with.
+pub fn of_training(plan: &TrainPlan, summary: &Summary, other: Option<&OtherRun>, device: &str) -> ReportData {
     let kept = kept(summary);
-    let is_mlm = matches!(plan.task, Task::Mlm { .. });
+    let charts = curves::of_run(&summary.history);
+    let charts = match other {
+        Some(other) => curves::beside(charts, &other.records, &other.name),
+        None => charts,
+    };
+    let mut tables = vec![settings("Settings", plan), run(summary, device, matches!(plan.task, Task::Mlm { .. }))];
+    tables.extend(other.map(|other| other.table(plan, &summary.history)));
     let name =
         plan.out.file_name().map_or_else(|| plan.out.display().to_string(), |n| n.to_string_lossy().into_owned());
     ReportData {
@@ -25,17 +32,21 @@ pub fn of_training(plan: &TrainPlan, summary: &Summary, device: &str) -> ReportD
         figures: figures(kept, summary, device),
         perplexity: kept.and_then(EvalResult::mlm).map(|eval| perplexity(eval, summary)),
         classifier: kept.and_then(EvalResult::classifier).cloned(),
-        runs: vec![RunCurves { title: "Curves".into(), charts: curves::of_run(&summary.history) }],
-        tables: vec![settings("Settings", plan), run(summary, device, is_mlm)],
+        runs: vec![RunCurves { title: "Curves".into(), charts }],
+        tables,
         ..ReportData::default()
     }
 }
 
 /// A plan's settings, under the names of the flags.
 pub fn settings(title: &str, plan: &TrainPlan) -> Table {
-    let value = |v: &toml::Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-    let rows = plan.settings().iter().map(|(name, v)| (name.clone(), value(v))).collect();
+    let rows = plan.settings().iter().map(|(name, value)| (name.clone(), shown(value))).collect();
     Table { title: title.to_owned(), rows }
+}
+
+/// A setting as it is typed.
+pub(super) fn shown(value: &toml::Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// The evaluation of the model that was kept: the best one's, else the last.
@@ -102,7 +113,7 @@ fn run(summary: &Summary, device: &str, is_mlm: bool) -> Table {
         rows.push(row("training loss, last logged", format!("{loss:.4}")));
     }
     if summary.skipped_steps > 0 {
-        rows.push(row("steps skipped: not finite", summary.skipped_steps.to_string()));
+        rows.push(row("steps skipped: not finite, or outliers", summary.skipped_steps.to_string()));
     }
     Table { title: "Run".into(), rows }
 }

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 pub use nvrtc::{Compiled, Nvrtc};
 pub use report::{Usage, usages};
-pub use store::{Found, Store, write_whole};
+pub use store::{Found, Store};
 
 use super::kernel::{FAMILIES, HEADERS, ModuleSpec, families};
 use crate::backend::{Error, Result};

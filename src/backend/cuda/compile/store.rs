@@ -2,15 +2,15 @@
 //! decides its content.
 //!
 //! A file is one line of text, `handbert kernels 1 <xxh3 of the rest>`, then the length of the compiler's log as a u64 (little
-//! endian), the log, the machine code. It is written under a name of its own and renamed, so it is whole or not there.
+//! endian), the log, the machine code.
 
 use std::fs;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::nvrtc::Compiled;
+use crate::disk;
 
 const HEADER: &str = "handbert kernels 1 ";
 
@@ -56,25 +56,9 @@ impl Store {
         body.extend_from_slice(compiled.log.as_bytes());
         body.extend_from_slice(&compiled.cubin);
         let header = format!("{HEADER}{:016x}\n", xxh3_64(&body));
-        write_whole(&self.path(name), &[header.as_bytes(), &body].concat())
+        fs::create_dir_all(&self.dir)?;
+        disk::replace(&self.path(name), [header.as_bytes(), &body].concat())
     }
-}
-
-/// Writes a file under a name of its own and renames it, so that it is whole or not there; its directory too where that is
-/// missing.
-pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let partial = path.with_file_name(format!(".{name}.{}.partial", std::process::id()));
-    let write = || {
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().inspect_err(|_| drop(fs::remove_file(&partial)))
 }
 
 fn parse(bytes: &[u8]) -> Option<Compiled> {
