@@ -304,7 +304,7 @@ peer() {
     needs "$WORK/same/batches.safetensors" 05-bench-train || return
     # Nothing to compare with where that step was cut short.
     [ -s "$ours" ] || ours=
-    torch train_gpu.py "$WORK/same" ${ours:+--ours "$ours"} --variants "$1" --json "$OUT/$STEP.json"
+    torch train_step.py "$WORK/same" ${ours:+--ours "$ours"} --variants "$1" --json "$OUT/$STEP.json"
 }
 step_peer_sdpa() { peer sdpa; }
 step_peer_compile() { peer compile; }

@@ -1,5 +1,5 @@
-//! A whole training step of DistilBERT-base (MLM, dropout 0.1, AdamW) on 4096 tokens: tokens per second. The same step in
-//! PyTorch: benches/peers/train_step.py. `handbert bench train --device cpu` also says which op takes how much of it.
+//! A whole training step of DistilBERT-base (MLM, dropout 0.1, AdamW) on 4096 tokens: tokens per second. Beside PyTorch's step:
+//! benches/peers/side_by_side.py. `handbert bench train --device cpu` also says which op takes how much of it.
 //!
 //! `cargo bench --bench step`, or `-- equal` for 8 sequences of 512 tokens instead of mixed lengths.
 

@@ -7,7 +7,7 @@ batches in the same order, with the same learning rates.
 
 Learning rates are those in RUN/metrics.jsonl, decay, moments and clipping those in RUN/run.toml. CONFIG has no dropout, so
 the two do the same arithmetic and differ by rounding alone: in f32 on a CPU, in bf16 (autocast, here) on a GPU. Rounding grows over the
-steps of any training; how far PyTorch's variants, as in train_gpu.py, are from one another says what it comes to by itself.
+steps of any training; how far PyTorch's variants, as in train_step.py, are from one another says what it comes to by itself.
 
 The first variant is the one that HandBERT is compared with. Each may take its share of --seconds, and is compared over
 the steps that it made. The last line says how far apart the curves are, in nats a target.
@@ -23,7 +23,7 @@ import tomllib
 from pathlib import Path
 
 import torch
-from train_gpu import VARIANTS, Variant, batches_of
+from train_step import VARIANTS, Variant, batches_of
 
 EVERY = 20
 

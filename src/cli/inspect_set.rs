@@ -7,10 +7,13 @@ use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 use super::inspect_model::grouped;
-use crate::data::TokenSet;
+use crate::data::{TokenSet, Tokenizer};
 
 /// Shares of the samples that are at most as long as the length given for them.
 const PERCENTILES: [u64; 7] = [1, 10, 25, 50, 75, 90, 99];
+
+/// More samples than this are not looked at one by one unless every byte is read anyway: of 100 GB, gigabytes.
+const LOOKED_AT: u64 = 1 << 20;
 
 /// Tokens of the first sample that are shown.
 const SHOWN_TOKENS: u32 = 64;
@@ -20,31 +23,30 @@ const USUAL: usize = 1 << 16;
 
 /// What is in a token set, for programs and for people; with `verify`, every byte is checked first.
 pub(super) fn describe_set(dir: &Path, verify: bool) -> Result<(Value, String)> {
+    describe(dir, verify, LOOKED_AT)
+}
+
+/// Figures of a set's single samples are null where there are more than `looked_at` and no `verify`.
+fn describe(dir: &Path, verify: bool, looked_at: u64) -> Result<(Value, String)> {
     let set = TokenSet::open(dir)?;
     if verify {
         set.verify()?;
     }
     let meta = set.meta();
-    let lengths = Lengths::of(&set)?;
-    let mut counts = vec![0u64; meta.label_names.len()];
-    let mut unlabelled = 0u64;
-    for sample in 0..set.len() {
-        match usize::try_from(set.label(sample)).ok().and_then(|class| counts.get_mut(class)) {
-            Some(count) => *count += 1,
-            None => unlabelled += 1,
-        }
-    }
+    let counts = if verify || set.len() <= looked_at { Some(Counts::of(&set)?) } else { None };
+    let counts = counts.as_ref();
+    let label = |class: usize| counts.and_then(|counts| counts.labels.get(class));
     let labels: Map<String, Value> =
-        meta.label_names.iter().cloned().zip(counts.into_iter().map(Value::from)).collect();
+        meta.label_names.iter().enumerate().map(|(class, name)| (name.clone(), json!(label(class)))).collect();
     let mut json = json!({
         "kind": "token set",
         "samples": set.len(),
         "tokens": set.tokens_total(),
         "tokens_per_sample": set.tokens_total() as f64 / set.len().max(1) as f64,
-        "empty": lengths.count(0),
-        "lengths": lengths.percentiles(set.len()),
+        "empty": counts.map(|counts| counts.lengths.count(0)),
+        "lengths": counts.map(|counts| counts.lengths.percentiles(set.len())),
         "labels": labels,
-        "unlabelled": unlabelled,
+        "unlabelled": counts.map(|counts| counts.unlabelled),
         "text_columns": meta.text_columns,
         "label_column": meta.label_column,
         "group_column": meta.group_column,
@@ -61,6 +63,27 @@ pub(super) fn describe_set(dir: &Path, verify: bool) -> Result<(Value, String)> 
     }
     let text = as_text(dir, &json);
     Ok((json, text))
+}
+
+/// What is found by looking at each sample.
+struct Counts {
+    lengths: Lengths,
+    /// Samples of each class.
+    labels: Vec<u64>,
+    unlabelled: u64,
+}
+
+impl Counts {
+    fn of(set: &TokenSet) -> Result<Counts> {
+        let (mut labels, mut unlabelled) = (vec![0u64; set.meta().label_names.len()], 0);
+        for sample in 0..set.len() {
+            match usize::try_from(set.label(sample)).ok().and_then(|class| labels.get_mut(class)) {
+                Some(count) => *count += 1,
+                None => unlabelled += 1,
+            }
+        }
+        Ok(Counts { lengths: Lengths::of(set)?, labels, unlabelled })
+    }
 }
 
 /// How many samples have each length.
@@ -119,7 +142,7 @@ fn first(set: &TokenSet) -> Result<String> {
     let mut ids = Vec::new();
     let whole = set.sample_len(0)?;
     set.append_tokens(0, 0, whole.min(SHOWN_TOKENS), &mut ids)?;
-    let text = set.tokenizer()?.decode(&ids);
+    let text = Tokenizer::preview(set.dir(), &ids)?;
     Ok(if whole > SHOWN_TOKENS { text + " …" } else { text })
 }
 
@@ -127,20 +150,28 @@ fn as_text(dir: &Path, json: &Value) -> String {
     let text_of = |field: &str| json[field].as_str().unwrap_or("none").to_owned();
     let count = |field: &str| grouped(&json[field]);
     let columns: Vec<_> = json["text_columns"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let lengths = json["lengths"].as_object().into_iter().flatten();
-    let lengths: Vec<String> = lengths.map(|(name, length)| format!("{name} {}", grouped(length))).collect();
-    let labels = json["labels"].as_object().into_iter().flatten();
-    let mut labels: Vec<String> = labels.map(|(name, rows)| format!("{name} {}", grouped(rows))).collect();
-    labels.push(format!("none {}", count("unlabelled")));
+    let listed = |field: &str| -> Vec<String> {
+        let entries = json[field].as_object().into_iter().flatten();
+        entries.map(|(name, count)| format!("{name} {}", grouped(count))).collect()
+    };
+    let (postings, lengths, labels) = if json["lengths"].is_null() {
+        let names: Vec<_> = json["labels"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        (count("samples"), "not looked at in a set of this size; --verify does".to_owned(), names.join(", "))
+    } else {
+        let labels = format!("none {}", count("unlabelled"));
+        let labels = listed("labels").into_iter().chain([labels]).collect::<Vec<_>>();
+        let postings = format!("{}, of which {} empty", count("samples"), count("empty"));
+        (postings, listed("lengths").join(", "), labels.join(", "))
+    };
     let checked = if json["verified"] == true { ", every byte as it was written" } else { "" };
     let rows = [
-        ("postings", format!("{}, of which {} empty", count("samples"), count("empty"))),
+        ("postings", postings),
         (
             "tokens",
             format!("{}, {:.1} a posting", count("tokens"), json["tokens_per_sample"].as_f64().unwrap_or_default()),
         ),
-        ("lengths", lengths.join(", ")),
-        ("labels", labels.join(", ")),
+        ("lengths", lengths),
+        ("labels", labels),
         ("text columns", columns.join(", ")),
         ("label column", text_of("label_column")),
         ("group column", text_of("group_column")),
@@ -155,7 +186,6 @@ fn as_text(dir: &Path, json: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::Tokenizer;
     use crate::data::token_set::{About, TokenSetWriter};
 
     fn set(dir: &Path, samples: &[(usize, i32)]) -> std::path::PathBuf {
@@ -187,6 +217,30 @@ mod tests {
         assert_eq!((&json["unlabelled"], &json["verified"]), (&json!(34), &json!(true)));
         assert!(text.contains("every byte as it was written") && text.contains("remote remote …"), "{text}");
         assert!(text.contains("a 34, b 34, none 34") && text.contains("max 65,541"), "{text}");
+    }
+
+    #[test]
+    fn samples_of_a_large_set_are_looked_at_only_to_verify_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = set(dir.path(), &[(3, 0), (4, 1), (0, -1)]);
+        let (json, text) = describe(&path, false, 2).unwrap();
+        assert_eq!((&json["samples"], &json["tokens"]), (&json!(3), &json!(7)));
+        for field in ["empty", "lengths", "unlabelled"] {
+            assert_eq!(json[field], Value::Null, "{field}");
+        }
+        assert_eq!(json["labels"], json!({"a": null, "b": null}));
+        assert!(text.contains("--verify does") && text.contains(" a, b\n") && !text.contains("null"), "{text}");
+        assert_eq!(describe(&path, true, 2).unwrap().0["labels"], json!({"a": 1, "b": 1}));
+        assert_eq!(describe(&path, false, 3).unwrap().0["empty"], json!(1));
+    }
+
+    #[test]
+    fn the_first_posting_reads_as_the_tokenizer_decodes_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = TokenSet::open(&set(dir.path(), &[(40, 0)])).unwrap();
+        let mut ids = Vec::new();
+        set.append_tokens(0, 0, 40, &mut ids).unwrap();
+        assert_eq!(first(&set).unwrap(), set.tokenizer().unwrap().decode(&ids));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use serde_json::{Map, Value, json};
+use tokenizers::Decoder;
+use tokenizers::decoders::wordpiece::WordPiece;
 
 use super::plain::Plain;
 use super::trie::Trie;
@@ -55,6 +57,17 @@ impl Tokenizer {
             override_normalizer(&mut pipeline, &settings);
         }
         Tokenizer::from_pipeline(pipeline, config.unwrap_or_default(), &map).map_err(|e| bad(e.to_string()))
+    }
+
+    /// Text of the ids by `vocab.txt` of a directory, without a tokenizer: to build one takes a tenth of a second.
+    ///
+    /// # Errors
+    /// The file is missing or unreadable.
+    pub fn preview(dir: &Path, ids: &[u32]) -> Result<String> {
+        let text = read(&dir.join(VOCAB))?;
+        let words: Vec<&str> = text.lines().collect();
+        let tokens = ids.iter().filter_map(|&id| words.get(id as usize)).map(|&word| word.to_owned()).collect();
+        WordPiece::default().decode(tokens).map_err(|e| Error::Invalid(format!("tokenizer: {e}")))
     }
 
     /// A tokenizer from the contents of tokenizer.json, tokenizer_config.json and special_tokens_map.json.
