@@ -1,0 +1,13 @@
+//! The device over the CUDA driver, as it ships, against a stand-in for the driver that needs no GPU: stand_in.cpp and its
+//! neighbours, built with the C++ compiler at hand, over the simulator that runs our kernels.
+//!
+//! It is loaded before anything asks for the driver, under the name that is looked for first, so the loader takes it. What it
+//! does and refuses is written from NVIDIA's manual, not from the bindings.
+
+mod device;
+mod refusals;
+#[path = "../support/simulator.rs"]
+mod simulator;
+mod stand_in;
+#[path = "../support/training.rs"]
+mod training;
