@@ -6,8 +6,18 @@
 
 mod device;
 mod refusals;
+mod runs;
+#[path = "../support/sim_device.rs"]
+mod sim_device;
 #[path = "../support/simulator.rs"]
 mod simulator;
 mod stand_in;
 #[path = "../support/training.rs"]
 mod training;
+
+use handbert::model::Config;
+
+/// The tiny model of a corpus, with one block.
+fn one_block(corpus: &training::Corpus) -> Config {
+    Config { n_layers: 1, ..training::config(corpus.tokenizer.vocab_size()) }
+}
