@@ -4,6 +4,9 @@
 //! It is loaded before anything asks for the driver, under the name that is looked for first, so the loader takes it. What it
 //! does and refuses is written from NVIDIA's manual, not from the bindings.
 
+#[path = "../support/binary.rs"]
+mod binary;
+mod commands;
 mod device;
 mod refusals;
 mod runs;
