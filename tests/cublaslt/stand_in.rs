@@ -26,8 +26,8 @@ impl StandIn {
         // Another test's failure does no harm: what it changed is set anew.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let library = LIBRARY.get_or_init(|| {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cublaslt/stand_in.cpp");
-            let built = build::library(build::compiler()?, &source, NAME).unwrap_or_else(|why| panic!("{why}"));
+            let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cublaslt");
+            let built = build::library(build::compiler()?, &sources, NAME, &[]).unwrap_or_else(|why| panic!("{why}"));
             // SAFETY: loading it runs no code but constructors of its own.
             Some(unsafe { Library::open(Some(built), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads"))
         });

@@ -1,5 +1,7 @@
 //! The simulated GPU as the CUDA backend's device: every launch of the backend runs its kernel on the CPU, checked.
 
+#![allow(dead_code)] // Each test file uses its part.
+
 #[path = "sim_device/library.rs"]
 mod library;
 

@@ -23,7 +23,7 @@ pub mod tensor_map;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_void};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
@@ -189,9 +189,7 @@ impl Simulator {
     /// The compiler's messages.
     pub fn load(&self, file: impl AsRef<Path>, defines: &[(&str, u32)]) -> Result<Module, String> {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        let text = std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
-        let signatures = source::kernels(&text);
-        let built = build::module(self.runtime.compiler, &file, defines, &signatures)?;
+        let (built, signatures) = self.compile(&file, defines)?;
         // SAFETY: what was just compiled runs no code when it is loaded but the compiler's own set-up.
         let library = unsafe { Library::open(Some(&built), RTLD_NOW | RTLD_LOCAL) }
             .map_err(|e| format!("{}: {e}", file.display()))?;
@@ -201,6 +199,17 @@ impl Simulator {
             (signature.name, kernel)
         });
         Ok(Module { kernels: kernels.collect(), _library: library })
+    }
+
+    /// Compiles a .cu file, unless that was done before: the library that was made of it, and the kernels it has.
+    ///
+    /// # Errors
+    ///
+    /// The compiler's messages.
+    pub fn compile(&self, file: &Path, defines: &[(&str, u32)]) -> Result<(PathBuf, Vec<source::Signature>), String> {
+        let text = std::fs::read_to_string(file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let signatures = source::kernels(&text);
+        Ok((build::module(self.runtime.compiler, file, defines, &signatures)?, signatures))
     }
 
     /// Runs a kernel to its end. An error is one line: kernel, block, thread and what it did; a second line may say where.

@@ -2,7 +2,7 @@
 //!
 //! cudarc's safe layer follows each allocation with events and copies launch arguments through a builder; here is one
 //! stream and raw addresses, so its raw calls serve better. What it does keep for us is the loading of the library, the
-//! primary context and the stream.
+//! primary context and the stream. tests/driver runs all of it against a stand-in for the driver.
 
 mod pinned;
 mod recording;
@@ -64,7 +64,7 @@ pub struct GpuBuffer {
 /// Loaded kernels of a family; unloaded when dropped.
 #[derive(Debug)]
 pub struct GpuModule {
-    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
     module: sys::CUmodule,
     functions: HashMap<&'static str, sys::CUfunction>,
 }
@@ -122,6 +122,18 @@ impl Gpu {
         self.context.bind_to_thread().map_err(|error| self.lost(error))
     }
 
+    /// Bytes that may still be allocated. What was freed counts when the stream's pool has given it back, which it does when the
+    /// stream is waited for.
+    fn free(&self) -> std::result::Result<usize, DriverError> {
+        self.stream.synchronize()?;
+        result::mem_get_info().map(|(free, _)| free)
+    }
+
+    /// An error of a call that is not to blame where the device is lost: what `otherwise` makes of it where it is not.
+    fn blamed(&self, error: DriverError, otherwise: impl FnOnce(String) -> Error) -> Error {
+        if is_lost(error) { self.lost(error) } else { otherwise(error.to_string()) }
+    }
+
     fn lost(&self, error: DriverError) -> Error {
         gpu_error(&self.name, error, "the run cannot go on; the last checkpoint is whole")
     }
@@ -171,6 +183,25 @@ fn check_driver() -> Result<()> {
     Ok(())
 }
 
+/// Whether it is one of those after which nothing works any more: something that was started before caused it, and every call
+/// from then on returns it ("CUresult").
+fn is_lost(DriverError(status): DriverError) -> bool {
+    use sys::CUresult::*;
+    matches!(
+        status,
+        CUDA_ERROR_ILLEGAL_ADDRESS
+            | CUDA_ERROR_LAUNCH_TIMEOUT
+            | CUDA_ERROR_ASSERT
+            | CUDA_ERROR_HARDWARE_STACK_ERROR
+            | CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | CUDA_ERROR_MISALIGNED_ADDRESS
+            | CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | CUDA_ERROR_INVALID_PC
+            | CUDA_ERROR_LAUNCH_FAILED
+            | CUDA_ERROR_ECC_UNCORRECTABLE
+    )
+}
+
 fn gpu_error(what: &str, error: DriverError, advice: &str) -> Error {
     Error::Gpu { what: what.into(), why: error.to_string(), advice: advice.into() }
 }
@@ -190,8 +221,7 @@ impl Device for Gpu {
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
-        self.bind()?;
-        result::mem_get_info().map(|(free, _)| Some(free)).map_err(|error| self.lost(error))
+        self.free().map(Some).map_err(|error| self.lost(error))
     }
 
     fn alloc(&self, bytes: usize, what: &'static str) -> Result<GpuBuffer> {
@@ -203,8 +233,7 @@ impl Device for Gpu {
         match address {
             Ok(address) => Ok(GpuBuffer { stream: self.stream.clone(), address, bytes }),
             Err(DriverError(sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY)) => {
-                let free = result::mem_get_info().map_or(0, |(free, _)| free);
-                Err(Error::GpuMemory { what, needed: bytes, free })
+                Err(Error::GpuMemory { what, needed: bytes, free: self.free().unwrap_or(0) })
             }
             Err(error) => Err(self.lost(error)),
         }
@@ -216,12 +245,19 @@ impl Device for Gpu {
 
     fn upload(&self, from: &[u8], to: Region) -> Result<()> {
         assert_eq!(from.len(), to.bytes(), "upload");
+        // The driver does not promise to copy nothing, here and below.
+        if from.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         self.pinned.upload(&self.stream, from, to).map_err(|error| self.lost(error))
     }
 
     fn download(&self, from: Region, to: &mut [u8]) -> Result<()> {
         assert_eq!(to.len(), from.bytes(), "download");
+        if to.is_empty() {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: `from` lies within an allocation; the stream is waited for before `to` can be looked at.
         unsafe { result::memcpy_dtoh_async(to, from.address(), self.stream.cu_stream()) }.map_err(|e| self.lost(e))?;
@@ -255,6 +291,9 @@ impl Device for Gpu {
     }
 
     fn fill(&self, to: Region, byte: u8) -> Result<()> {
+        if to.bytes() == 0 {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: `to` lies within an allocation.
         unsafe { result::memset_d8_async(to.address(), byte, to.bytes(), self.stream.cu_stream()) }
@@ -263,6 +302,9 @@ impl Device for Gpu {
 
     fn copy(&self, from: Region, to: Region) -> Result<()> {
         assert_eq!(from.bytes(), to.bytes(), "copy");
+        if to.bytes() == 0 {
+            return Ok(());
+        }
         self.bind()?;
         // SAFETY: both lie within allocations, have as many bytes and, as Device asks, do not overlap.
         unsafe { result::memcpy_dtod_async(to.address(), from.address(), from.bytes(), self.stream.cu_stream()) }
@@ -276,9 +318,9 @@ impl Device for Gpu {
             |why: String| Error::Module { module: spec.to_string(), arch: self.compiler.arch().to_string(), why };
         // SAFETY: the image is a whole ELF file, as NVRTC made it or as its checksum says, and outlives the call.
         let module = unsafe { result::module::load_data(compiled.cubin.as_ptr().cast()) };
-        let module = module.map_err(|error| fail(error.to_string()))?;
+        let module = module.map_err(|error| self.blamed(error, fail))?;
         // From here on dropping it unloads it.
-        let mut loaded = GpuModule { context: self.context.clone(), module, functions: HashMap::new() };
+        let mut loaded = GpuModule { stream: self.stream.clone(), module, functions: HashMap::new() };
         for kernel in spec.family.kernels {
             let function = self.load_function(module, kernel).map_err(fail)?;
             loaded.functions.insert(kernel.name, function);
@@ -301,7 +343,7 @@ impl Device for Gpu {
         // `params` points to at least as many bytes, which the driver copies before it returns. Every pointer among them is a
         // Region, within an allocation that its owner keeps, and buffers are freed in stream order, after this launch.
         unsafe { result::launch_kernel(function, (x, y, z), threads, shared, stream, &mut params) }
-            .map_err(|error| launch.error(error.to_string()))
+            .map_err(|error| self.blamed(error, |why| launch.error(why)))
     }
 
     fn gemm_ways(&self, gemm: &Gemm) -> Result<Vec<GemmWay>> {
@@ -346,8 +388,10 @@ impl Drop for GpuBuffer {
 
 impl Drop for GpuModule {
     fn drop(&mut self) {
-        if self.context.bind_to_thread().is_ok() {
-            // SAFETY: the module is alive and not used again; the driver waits for kernels of it that still run.
+        // Kernels of it may still run, and the driver does not promise to wait for them. Where that fails the context is lost,
+        // and the module with it.
+        if self.stream.synchronize().is_ok() {
+            // SAFETY: the module is alive and not used again, neither by launches to come nor by those before.
             let _ = unsafe { result::module::unload(self.module) };
         }
     }

@@ -99,14 +99,21 @@ pub fn module(
     })
 }
 
-/// One C++ file as a shared library that the loader knows by `name`.
-pub fn library(compiler: &Compiler, source: &Path, name: &str) -> Result<PathBuf, String> {
+/// The C++ files of a directory as a shared library that the loader knows by `name`. They may use the functions of `needed`,
+/// libraries that are loaded with it, and the simulator's headers.
+pub fn library(compiler: &Compiler, dir: &Path, name: &str, needed: &[PathBuf]) -> Result<PathBuf, String> {
+    let sources = files(dir, &["cpp"]);
     let mut key = Key::new(compiler, &RUNTIME_FLAGS);
     key.text(name);
-    key.files(&[source.to_owned()]);
+    key.files(&sources);
+    key.files(&files(dir, &["h"]));
+    key.files(&files(&kernels().join("sim"), &["h"]));
+    // Their names hold digests of what is in them.
+    needed.iter().for_each(|library| key.text(&library.to_string_lossy()));
     built(name, &key, |_, out| {
         let mut command = Command::new(&compiler.program);
-        command.args(RUNTIME_FLAGS).arg(format!("-Wl,-soname,{name}")).arg(source).arg("-o").arg(out);
+        command.args(RUNTIME_FLAGS).arg(format!("-Wl,-soname,{name}")).arg("-I").arg(kernels().join("sim"));
+        command.args(&sources).args(needed).arg("-o").arg(out);
         run(command)
     })
 }

@@ -102,8 +102,8 @@ fn options(spec: &ModuleSpec, arch: Arch) -> Vec<String> {
     options
 }
 
-/// File of a family: readable, and different whenever sources or options are.
-fn file_name(spec: &ModuleSpec, arch: Arch) -> String {
+/// File of a family in a [`Store`]: readable, and different whenever sources or options are.
+pub fn file_name(spec: &ModuleSpec, arch: Arch) -> String {
     let options = options(spec, arch).join(" ");
     let headers = HEADERS.iter().flat_map(|&(name, source)| [name, source]);
     let content = headers.chain([spec.family.source, &options]).collect::<Vec<&str>>().join("\0");

@@ -12,7 +12,11 @@ pub struct Recording {
 }
 
 #[derive(Debug)]
-struct Executable(sys::CUgraphExec);
+struct Executable {
+    raw: sys::CUgraphExec,
+    /// Keeps the context that it is of.
+    _stream: Arc<CudaStream>,
+}
 
 // SAFETY: a handle that any thread may use, one at a time; the mutex around it sees to that.
 unsafe impl Send for Executable {}
@@ -20,7 +24,7 @@ unsafe impl Send for Executable {}
 impl Drop for Executable {
     fn drop(&mut self) {
         // SAFETY: it was instantiated and is destroyed once. The driver waits for a launch of it that still runs.
-        let _ = unsafe { result::graph::exec_destroy(self.0) };
+        let _ = unsafe { result::graph::exec_destroy(self.raw) };
     }
 }
 
@@ -49,7 +53,8 @@ impl<'a> Capture<'a> {
             result::graph::destroy(graph)?;
             executable?
         };
-        Ok(Recording { graph: Mutex::new(Executable(executable)) })
+        let graph = Executable { raw: executable, _stream: self.stream.clone() };
+        Ok(Recording { graph: Mutex::new(graph) })
     }
 }
 
@@ -72,6 +77,6 @@ impl Recording {
     pub fn launch(&self, stream: &CudaStream) -> Result<(), DriverError> {
         let graph = self.graph.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the executable is alive. Whoever recorded it keeps alive what it works on (see Device::Recording).
-        unsafe { result::graph::launch(graph.0, stream.cu_stream()) }
+        unsafe { result::graph::launch(graph.raw, stream.cu_stream()) }
     }
 }
