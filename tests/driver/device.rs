@@ -314,7 +314,7 @@ fn other_threads_may_use_the_device_while_one_records() {
     let buffer = filled(&gpu, &noise(64, 1));
     let region = gpu.region(&buffer);
     let recording = gpu.record(&mut || {
-        // On another device, since all of one is in order of its stream, which is recorded.
+        // By a stream of its own, since the one of `gpu` is recorded.
         std::thread::scope(|scope| scope.spawn(|| drop(Gpu::new(0).expect("another"))).join().expect("no panic"));
         gpu.fill(region, 5)
     });

@@ -219,7 +219,6 @@ EXPORT i32 cuGetErrorString(i32 status, const char** text) {
         {NOT_SUPPORTED, "operation not supported"},
         {STREAM_CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
         {STREAM_CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"},
-        {STREAM_CAPTURE_UNMATCHED, "capture was not initiated in this stream"},
         {CAPTURED_EVENT, "operation not permitted on an event last recorded in a capturing stream"},
         {STREAM_CAPTURE_WRONG_THREAD, "attempt to terminate a thread-local capture sequence from another thread"},
     };

@@ -41,7 +41,6 @@ enum Status : i32 {
     NOT_SUPPORTED = 801,
     STREAM_CAPTURE_UNSUPPORTED = 900,
     STREAM_CAPTURE_INVALIDATED = 901,
-    STREAM_CAPTURE_UNMATCHED = 903,
     CAPTURED_EVENT = 907,
     STREAM_CAPTURE_WRONG_THREAD = 908,
 };
@@ -55,7 +54,7 @@ enum DeviceAttribute : i32 {
 };
 
 constexpr i32 FUNC_MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
-constexpr u32 STREAM_DEFAULT = 0, STREAM_NON_BLOCKING = 1;
+constexpr u32 STREAM_NON_BLOCKING = 1;
 constexpr u32 EVENT_BLOCKING_SYNC = 1, EVENT_DISABLE_TIMING = 2;
 enum CaptureMode : i32 { CAPTURE_GLOBAL = 0, CAPTURE_THREAD_LOCAL = 1, CAPTURE_RELAXED = 2 };
 
@@ -187,7 +186,7 @@ bool lies_within(u64 start, u64 size, u64 address, u64 bytes);
 
 // ---- Calls -----------------------------------------------------------------------------------------------------------
 
-// Remembers why. Whoever is refused may have to tell.
+// Remembers why, for the test to tell.
 Status refuse(Status status, const std::string& why);
 
 // The device is lost, for good: this call, and whatever is called from now on, fails like this ("CUDA_ERROR_ILLEGAL_ADDRESS").
