@@ -308,6 +308,23 @@ fn bad_rows_are_counted_and_named_and_the_rest_is_used() {
 }
 
 #[test]
+fn columns_that_a_token_set_was_not_made_of_are_refused() {
+    let bench = Bench::new(60);
+    bench.ok("tokenize postings.jsonl --tokenizer tokenizer --label-column label --out set");
+    let train = |more: &str| format!("{} --out run {more}", MLM.replace("postings.jsonl", "set"));
+    let group = bench.refused(&train("--max-steps 1 --group-column label"));
+    assert!(group.contains("set: --group-column label, but this token set was made with none"), "{group}");
+    let text = bench.refused(&train("--max-steps 1 --text-columns label"));
+    assert!(text.contains("was made with --text-columns text"), "{text}");
+    assert!(!bench.path("run/run.toml").exists());
+    bench.ok(&train("--max-steps 1 --text-columns text --eval-strategy no"));
+    let label = bench.refused("train classifier --model run --data set --out classes --label-column text");
+    assert!(label.contains("--label-column text, but this token set was made with --label-column label"), "{label}");
+    let eval = bench.refused("eval mlm --model run --data set --group-column label");
+    assert!(eval.contains("handbert tokenize FILES… --group-column label"), "{eval}");
+}
+
+#[test]
 fn a_token_set_of_another_vocabulary_is_refused() {
     let bench = Bench::new(40);
     bench.ok(&format!("{MLM} --out run --max-steps 1 --eval-strategy no"));

@@ -102,7 +102,43 @@ impl Data {
     }
 }
 
+/// Columns that a command line names.
+#[derive(Debug, Clone, Copy)]
+pub struct Columns<'a> {
+    /// --text-columns
+    pub text: Option<&'a [String]>,
+    /// --label-column
+    pub label: Option<&'a str>,
+    /// --group-column
+    pub group: Option<&'a str>,
+}
+
 impl Corpus {
+    /// That a token set which was there already was made of the columns that are named now: nothing would read them.
+    pub fn check_columns(&self, named: Columns<'_>) -> Result<()> {
+        if self.report.is_some() {
+            return Ok(());
+        }
+        let meta = self.set.meta();
+        let columns = [
+            ("--text-columns", named.text.map(|columns| columns.join(",")), Some(meta.text_columns.join(","))),
+            ("--label-column", named.label.map(str::to_owned), meta.label_column.clone()),
+            ("--group-column", named.group.map(str::to_owned), meta.group_column.clone()),
+        ];
+        for (flag, named, made) in columns {
+            match named {
+                Some(named) if made.as_ref() != Some(&named) => bail!(
+                    "{}: {flag} {named}, but this token set was made with {}; leave it out, or make the set again with \
+                     `handbert tokenize FILES… {flag} {named}`",
+                    self.set.dir().display(),
+                    made.map_or("none".to_owned(), |made| format!("{flag} {made}"))
+                ),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Rows that were bad, where files were read just now.
     pub fn bad_rows(&self) -> u64 {
         self.report.as_ref().map_or(0, |report| report.bad_rows)

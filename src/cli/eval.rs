@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::batch_tokens::{BatchTokens, Needs};
-use super::corpus::{Corpus, Data, Earlier, Making, check_tokenizer};
+use super::corpus::{Columns, Corpus, Data, Earlier, Making, check_tokenizer};
 use super::device::Computation;
 use super::figures::table;
 use super::settings::{list, named, over};
@@ -134,7 +134,7 @@ fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
     let place = Temporary::new();
     let spec = how.data.spec(None);
     let making = Making { spec, labels: None, limit: args.target.limit, place: &place.0, earlier: Earlier::Replace };
-    let corpus = open(&args.target, &dir, &making, common)?;
+    let corpus = open(&args.target, &dir, &making, args.how.data.columns(None), common)?;
     let unigram = Unigram::count(&corpus.set, batching.split(), args.target.limit, model.config.vocab_size)?;
     let plan = EvalPlan { task, batching, subset: args.target.subset, seed: common.seed };
     let batch_tokens = args.target.batch_tokens;
@@ -157,7 +157,8 @@ fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     // A row with a label that the classifier does not know is a bad one.
     let labels = Some(known.clone());
     let making = Making { spec, labels, limit: args.target.limit, place: &place.0, earlier: Earlier::Replace };
-    let corpus = open(&args.target, &dir, &making, common)?;
+    let columns = args.how.data.columns(args.how.class.label_column.as_deref());
+    let corpus = open(&args.target, &dir, &making, columns, common)?;
     let labels = &corpus.set.meta().label_names;
     if known != labels {
         bail!(
@@ -214,15 +215,20 @@ impl Computation for Measurement<'_> {
     }
 }
 
-/// The token set, or one made of the files with the model's tokenizer.
-fn open(target: &TargetArgs, dir: &Path, making: &Making<'_>, common: &Common) -> Result<Corpus> {
+/// The token set, made of the columns typed, or one made of the files with the model's tokenizer.
+fn open(target: &TargetArgs, dir: &Path, making: &Making<'_>, typed: Columns<'_>, common: &Common) -> Result<Corpus> {
     let tokenizer = Tokenizer::load(dir)?;
     let corpus = Data::new(&target.data)?.open(Some(&tokenizer), making, common)?;
+    corpus.check_columns(typed)?;
     check_tokenizer(&target.model, &tokenizer, &corpus.set)?;
     Ok(corpus)
 }
 
 impl DataArgs {
+    fn columns<'a>(&'a self, label: Option<&'a str>) -> Columns<'a> {
+        Columns { text: self.text_columns.as_deref(), label, group: self.group_column.as_deref() }
+    }
+
     fn spec(&self, label_column: Option<String>) -> RecordSpec {
         RecordSpec {
             text_columns: self.text_columns.clone().unwrap_or_default(),

@@ -13,7 +13,7 @@ use self::args::{ClassifierArgs, DataArgs, LABEL_COLUMN, MlmArgs};
 use self::origin::Origin;
 use self::progress::Progress;
 use super::batch_tokens::{BatchTokens, Needs};
-use super::corpus::{Corpus, Data, Earlier, Making, absolute, check_tokenizer};
+use super::corpus::{Columns, Corpus, Data, Earlier, Making, absolute, check_tokenizer};
 use super::device::Computation;
 use super::figures::{grouped, one_line, shell_word};
 use super::settings::overlay;
@@ -57,6 +57,7 @@ fn mlm(typed: &MlmArgs, common: &Common) -> Result<Outcome> {
     let tokenizer = origin.tokenizer(args.tokenizer.as_deref())?;
     let place = out.join(TOKENS);
     let corpus = data.open(tokenizer.as_ref(), &making(&args.data, &place), common)?;
+    corpus.check_columns(columns(&typed.data, None))?;
     if let Some(tokenizer) = &tokenizer {
         check_tokenizer(&origin.name(), tokenizer, &corpus.set)?;
     }
@@ -93,6 +94,7 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     making.spec.label_column = Some(label_column.clone());
     making.labels = labels;
     let corpus = data.open(tokenizer.as_ref(), &making, common)?;
+    corpus.check_columns(columns(&typed.data, typed.class.label_column.as_deref()))?;
     if let Some(tokenizer) = &tokenizer {
         check_tokenizer(&origin.name(), tokenizer, &corpus.set)?;
     }
@@ -271,6 +273,10 @@ fn seed(file: Option<i64>, common: &Common) -> u64 {
         Some(seed) if !common.seed_given => seed as u64,
         _ => common.seed,
     }
+}
+
+fn columns<'a>(typed: &'a DataArgs, label: Option<&'a str>) -> Columns<'a> {
+    Columns { text: typed.text_columns.as_deref(), label, group: typed.group_column.as_deref() }
 }
 
 fn making<'a>(args: &DataArgs, place: &'a Path) -> Making<'a> {
