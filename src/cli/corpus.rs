@@ -120,8 +120,13 @@ impl Corpus {
             return Ok(());
         }
         let meta = self.set.meta();
+        let joined = |columns: &[String]| columns.join(",");
         let columns = [
-            ("--text-columns", named.text.map(|columns| columns.join(",")), Some(meta.text_columns.join(","))),
+            (
+                "--text-columns",
+                named.text.map(joined),
+                Some(joined(&meta.text_columns)).filter(|columns| !columns.is_empty()),
+            ),
             ("--label-column", named.label.map(str::to_owned), meta.label_column.clone()),
             ("--group-column", named.group.map(str::to_owned), meta.group_column.clone()),
         ];

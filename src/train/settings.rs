@@ -1,6 +1,8 @@
 //! A plan as flat settings under the names of the flags: what `run.toml` holds, and what a resumed
 //! run is compared by.
 
+use std::collections::BTreeSet;
+
 use crate::data::mask::MaskUnit;
 use crate::data::pack::{Long, Packing};
 
@@ -147,16 +149,20 @@ impl TrainPlan {
 /// that change the weights.
 pub fn differences(then: &toml::Table, now: &toml::Table) -> Vec<String> {
     let show = |value: Option<&toml::Value>| value.map_or("nothing".to_owned(), toml::Value::to_string);
-    let mut names: Vec<&String> = then.keys().chain(now.keys()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-        .into_iter()
-        .filter(|name| !MAY_CHANGE.contains(&name.as_str()) && then.get(*name) != now.get(*name))
-        .map(|name| {
-            format!("--{} was {} and is now {}", name.replace('_', "-"), show(then.get(name)), show(now.get(name)))
-        })
-        .collect()
+    let told = |(name, then, now): (&str, _, _)| {
+        format!("--{} was {} and is now {}", name.replace('_', "-"), show(then), show(now))
+    };
+    differing(then, now, MAY_CHANGE).into_iter().map(told).collect()
+}
+
+/// A setting's name, and its value on either side.
+pub type Differing<'a> = (&'a str, Option<&'a toml::Value>, Option<&'a toml::Value>);
+
+/// The settings that are not the same on both sides, by name, but for those that are passed over.
+pub fn differing<'a>(one: &'a toml::Table, other: &'a toml::Table, passed_over: &[&str]) -> Vec<Differing<'a>> {
+    let names: BTreeSet<&str> = one.keys().chain(other.keys()).map(String::as_str).collect();
+    let both = names.into_iter().map(|name| (name, one.get(name), other.get(name)));
+    both.filter(|(name, one, other)| !passed_over.contains(name) && one != other).collect()
 }
 
 /// TOML's integers are signed: a seed above 2^63 wraps and is read back the same way.

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::Table;
 use crate::train::records::{EvalResult, Record};
 use crate::train::run_dir::{self, SETTINGS};
+use crate::train::settings::differing;
 use crate::train::{Error, Result, Task, TrainPlan};
 
 /// What a run directory tells of its run.
@@ -47,19 +48,13 @@ impl OtherRun {
     /// Its last evaluation beside a run's, and the settings that differ.
     pub fn table(&self, plan: &TrainPlan, records: &[Record]) -> Table {
         let (here, there) = (last_evaluation(records), last_evaluation(&self.records));
-        let figure = |value: Option<f64>| value.map_or("none".to_owned(), |value| format!("{value:.4}"));
-        let loss = |eval: Option<&EvalResult>| figure(eval.map(EvalResult::loss));
+        let loss = |eval: Option<&EvalResult>| eval.map_or("none".to_owned(), |eval| format!("{:.4}", eval.loss()));
         let both = |here: String, there: String| format!("{here}, there {there}");
         let mut rows = vec![("held-out loss, last".to_owned(), both(loss(here), loss(there)))];
         let own = plan.settings();
-        let mut names: Vec<&String> = own.keys().chain(self.settings.keys()).collect();
-        names.sort_unstable();
-        names.dedup();
-        names.retain(|name| !OF_NO_INTEREST.contains(&name.as_str()) && own.get(*name) != self.settings.get(*name));
         let value = |value: Option<&toml::Value>| value.map_or("not set".to_owned(), super::training::shown);
-        let differing =
-            names.iter().map(|name| ((*name).clone(), both(value(own.get(*name)), value(self.settings.get(*name)))));
-        rows.extend(differing);
+        let differing = differing(&own, &self.settings, OF_NO_INTEREST);
+        rows.extend(differing.into_iter().map(|(name, h, t)| (name.to_owned(), both(value(h), value(t)))));
         Table { title: format!("Compared with {}", self.name), rows }
     }
 }

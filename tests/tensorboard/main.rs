@@ -1,8 +1,7 @@
 //! Event files: what `metrics.jsonl` holds, in TensorBoard's form, whatever becomes of the run.
 
-mod support {
-    pub mod training;
-}
+#[path = "../support/training.rs"]
+mod training;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +9,7 @@ use std::process::Command;
 
 use handbert::train::run_dir::read_metrics;
 use handbert::train::{EvalResult, Every, Length, Record, ReportTo, Silent, Start, Task, TrainPlan, run};
-use support::training::{Watcher, config, corpus, cpu, plan, start};
+use training::{Watcher, config, corpus, cpu, plan, start};
 
 /// (step, value) by tag.
 type Scalars = BTreeMap<String, Vec<(u64, f32)>>;
@@ -176,7 +175,7 @@ fn read_by_tensorboard(run: &Path) {
     let Some(python) = std::env::var_os("HANDBERT_PYTHON") else {
         return eprintln!("skipped: read_by_tensorboard: HANDBERT_PYTHON names no Python with tensorboard");
     };
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/read_events.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard/read_events.py");
     let output = Command::new(python).arg(script).arg(run.join("tensorboard")).output().expect("started");
     let err = String::from_utf8_lossy(&output.stderr);
     if err.contains("No module named 'tensorboard'") {
