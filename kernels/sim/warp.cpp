@@ -187,26 +187,40 @@ struct MmaArguments {
     SimPair b;
 };
 
-static void unpack(float& low, float& high, u32 pair) {
-    low = std::bit_cast<float>(pair << 16);
-    high = std::bit_cast<float>(pair & 0xffff0000u);
+// Eight columns, added and multiplied element by element.
+using Row = float __attribute__((vector_size(32)));
+
+static float low(u32 pair) {
+    return std::bit_cast<float>(pair << 16);
+}
+
+static float high(u32 pair) {
+    return std::bit_cast<float>(pair & 0xffff0000u);
 }
 
 // d += a b. Products of bf16 are exact in f32; they are added to d one by one, in ascending k, each sum rounded to f32. The
 // hardware's order is not documented.
 static void finish_mma(Thread& self, u32) {
-    float a[16][16], b[16][8], d[16][8];
+    float a[16][16];
+    Row b[16], d[16];
     for (u32 lane = 0; lane < WARP; lane++) {
         const auto& mine = *static_cast<MmaArguments*>(lane_thread(self, lane).posted);
         u32 g = lane / 4, t = lane % 4 * 2;
-        for (u32 i = 0; i < 4; i++) unpack(a[g + i % 2 * 8][t + i / 2 * 8], a[g + i % 2 * 8][t + i / 2 * 8 + 1], mine.a.at[i]);
-        for (u32 i = 0; i < 2; i++) unpack(b[t + i * 8][g], b[t + i * 8 + 1][g], mine.b.at[i]);
+        for (u32 i = 0; i < 4; i++) {
+            float* pair = &a[g + i % 2 * 8][t + i / 2 * 8];
+            pair[0] = low(mine.a.at[i]);
+            pair[1] = high(mine.a.at[i]);
+        }
+        for (u32 i = 0; i < 2; i++) {
+            b[t + i * 8][g] = low(mine.b.at[i]);
+            b[t + i * 8 + 1][g] = high(mine.b.at[i]);
+        }
         for (u32 i = 0; i < 4; i++) d[g + i / 2 * 8][t + i % 2] = mine.d.at[i];
     }
     for (u32 row = 0; row < 16; row++) {
-        for (u32 k = 0; k < 16; k++) {
-            for (u32 column = 0; column < 8; column++) d[row][column] += a[row][k] * b[k][column];
-        }
+        Row sum = d[row];
+        for (u32 k = 0; k < 16; k++) sum += a[row][k] * b[k];
+        d[row] = sum;
     }
     for (u32 lane = 0; lane < WARP; lane++) {
         u32 g = lane / 4, t = lane % 4 * 2;
