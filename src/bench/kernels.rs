@@ -14,8 +14,9 @@ use crate::model::{Config, Head, Mode};
 /// The most sets of operands.
 const MOST_SETS: usize = 256;
 
-/// The most calls on operands that they change in place: they fade, or grow, but keep their digits.
-const MOST_IN_PLACE: usize = 64;
+/// The most calls on operands that they change in place, before these are written anew: they fade, or grow, but keep their
+/// digits, and a CPU is not slowed by denormal numbers.
+pub const MOST_IN_PLACE: usize = 64;
 
 /// What a call took, beside what it has to do.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,21 +5,22 @@ use std::ops::Range;
 use std::path::Path;
 
 use handbert::backend::cuda::CudaBackend;
+use handbert::model::Config;
 use handbert::train::checkpoint::Checkpoint;
 use handbert::train::{Ended, Error, Length, Result, Start, Summary, Task, TrainPlan, run};
 
 use crate::faulty_device::{Call, Fault, FaultyDevice, Trouble};
-use crate::support::training::{self, Corpus, Watcher, corpus, cpu};
+use crate::support::training::{self, Corpus, Watcher, config, corpus, cpu, start};
 use crate::{Left, fresh, left, sim_device, six_steps, steps};
 
-/// A run directory where two steps were saved.
+/// A run directory where two steps of a model of one block were saved.
 struct Saved {
     corpus: Corpus,
     dir: tempfile::TempDir,
     plan: fn(&Path) -> TrainPlan,
 }
 
-/// Batches small enough for two steps in a quarter of a second.
+/// Batches small enough for two steps in an eighth of a second.
 fn small(out: &Path) -> TrainPlan {
     let mut plan = six_steps(out);
     plan.batching.batch_tokens = 64;
@@ -35,7 +36,8 @@ impl Saved {
     fn new(plan: fn(&Path) -> TrainPlan) -> Self {
         let (corpus, dir) = (corpus(30, 8), tempfile::tempdir().expect("a directory"));
         let two = &mut Watcher::stopping_after(2);
-        run(&cpu(), fresh(&corpus, &Task::MLM), &corpus.set, &plan(dir.path()), two).expect("two steps");
+        let one_block = Config { n_layers: 1, ..config(corpus.tokenizer.vocab_size()) };
+        run(&cpu(), start(one_block, &Task::MLM), &corpus.set, &plan(dir.path()), two).expect("two steps");
         Saved { corpus, dir, plan }
     }
 

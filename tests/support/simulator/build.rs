@@ -1,9 +1,11 @@
 //! Builds the simulator's runtime and kernels with the C++ compiler at hand, once for each state of the sources.
 
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread::{self, available_parallelism};
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -16,7 +18,7 @@ pub struct Compiler {
     version: String,
 }
 
-const RUNTIME_FLAGS: [&str; 5] = ["-std=c++20", "-O3", "-g1", "-fPIC", "-shared"];
+const RUNTIME_FLAGS: [&str; 5] = ["-std=c++20", "-O3", "-g1", "-fPIC", "-c"];
 
 // The hooks that -fsanitize=thread calls are the runtime's own: nothing of ThreadSanitizer is linked.
 // -fstack-clash-protection: a frame larger than the stack's guard must not jump over it.
@@ -54,11 +56,7 @@ pub fn runtime(compiler: &Compiler) -> Result<PathBuf, String> {
     let mut key = Key::new(compiler, &RUNTIME_FLAGS);
     key.files(&sources);
     key.files(&files(&kernels().join("sim"), &["h"]));
-    built("runtime", &key, |_, out| {
-        let mut command = Command::new(&compiler.program);
-        command.args(RUNTIME_FLAGS).args(&sources).arg("-o").arg(out);
-        run(command)
-    })
+    built("runtime", &key, |work, out| shared(compiler, &sources, &[], work, out))
 }
 
 /// A .cu file as a shared library, with entry points for its kernels.
@@ -110,12 +108,29 @@ pub fn library(compiler: &Compiler, dir: &Path, name: &str, needed: &[PathBuf]) 
     key.files(&files(&kernels().join("sim"), &["h"]));
     // Their names hold digests of what is in them.
     needed.iter().for_each(|library| key.text(&library.to_string_lossy()));
-    built(name, &key, |_, out| {
-        let mut command = Command::new(&compiler.program);
-        command.args(RUNTIME_FLAGS).arg(format!("-Wl,-soname,{name}")).arg("-I").arg(kernels().join("sim"));
-        command.args(&sources).args(needed).arg("-o").arg(out);
-        run(command)
+    built(name, &key, |work, out| {
+        let mut linked = vec![format!("-Wl,-soname,{name}").into()];
+        linked.extend_from_slice(needed);
+        shared(compiler, &sources, &linked, work, out)
     })
+}
+
+/// C++ files as a shared library, compiled on all cores, and linked with what else the linker is given.
+fn shared(compiler: &Compiler, sources: &[PathBuf], linked: &[PathBuf], work: &Path, out: &Path) -> Result<(), String> {
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    thread::scope(|scope| {
+        let compile = |part| {
+            let mut compile = Command::new(&compiler.program);
+            compile.current_dir(work).args(RUNTIME_FLAGS).arg("-I").arg(kernels().join("sim")).args(part);
+            run(compile)
+        };
+        let parts: Vec<_> =
+            sources.chunks(sources.len().div_ceil(cores)).map(|part| scope.spawn(move || compile(part))).collect();
+        parts.into_iter().try_for_each(|part| part.join().expect("a compiler that fails is no panic"))
+    })?;
+    let mut link = Command::new(&compiler.program);
+    link.arg("-shared").args(files(work, &["o"])).args(linked).arg("-o").arg(out);
+    run(link)
 }
 
 /// What stands in the unit beside the source, for one kernel.
