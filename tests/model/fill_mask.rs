@@ -1,9 +1,5 @@
 //! `handbert fill-mask`, the program itself, on a tiny model.
 
-#[path = "support/model_dir.rs"]
-#[allow(dead_code)]
-mod model_dir;
-
 use std::process::{Command, Output};
 
 use handbert::backend::cpu::Cpu;
@@ -11,8 +7,9 @@ use handbert::backend::{BatchView, Capacity};
 use handbert::data::Tokenizer;
 use handbert::model::hub::{self, Wanted};
 use handbert::model::{DistilBert, Mode};
-use model_dir::ModelDir;
 use serde_json::Value;
+
+use crate::model_dir::ModelDir;
 
 /// The fixture with a vocabulary of `tokens`: the special ones, then a, b, c …, word5, word6 …
 fn model(fixture: &str, tokens: usize) -> ModelDir {

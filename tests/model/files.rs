@@ -1,15 +1,13 @@
 //! Model directories that transformers saves in its various ways, broken ones, and our own.
 
-#[path = "support/model_dir.rs"]
-mod model_dir;
-
 use std::path::Path;
 
 use handbert::model::hub::{self, Loaded, Wanted};
 use handbert::model::{Error, Head, ParamTable};
-use model_dir::{ModelDir, Raw, Tensors, fixture, read_raw, write_raw};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
+
+use crate::model_dir::{ModelDir, Raw, Tensors, fixture, read_raw, write_raw};
 
 const WORD: &str = "distilbert.embeddings.word_embeddings.weight";
 const LIN1: &str = "distilbert.transformer.layer.0.ffn.lin1.weight";

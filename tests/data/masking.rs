@@ -6,9 +6,7 @@ use handbert::data::mask::{MaskUnit, Masker};
 use handbert::data::pack::{Cursor, PackPlan, Shuffle};
 use handbert::data::{DrawKey, MaskedBatch, PackedBatch, TokenSet};
 
-#[path = "support/corpus.rs"]
-mod corpus;
-use corpus::{epoch, lengths, plan, sequence, set_of, tokenizer};
+use crate::corpus::{epoch, lengths, plan, sequence, set_of, tokenizer};
 
 fn masked(set: &TokenSet, plan: &PackPlan, masker: &Masker, mask_epoch: u32) -> Vec<(PackedBatch, MaskedBatch)> {
     let hide = |packed: PackedBatch| {

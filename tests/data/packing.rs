@@ -8,9 +8,7 @@ use handbert::data::split::Subset;
 use handbert::data::token_set::{BuildOptions, build, texts};
 use handbert::data::{PackedBatch, RecordSpec, TokenSet, Tokenizer};
 
-#[path = "support/corpus.rs"]
-mod corpus;
-use corpus::{epoch, lengths, plan, sequence, set_of, token, tokenizer};
+use crate::corpus::{epoch, lengths, plan, sequence, set_of, token, tokenizer};
 
 #[test]
 fn every_token_of_every_posting_is_seen_once_an_epoch() {

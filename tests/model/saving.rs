@@ -1,14 +1,11 @@
 //! What we write: whole or not at all, the same bytes every time, and damage that is found out.
 
-#[path = "support/model_dir.rs"]
-#[allow(dead_code)]
-mod model_dir;
-
 use std::path::Path;
 
 use handbert::model::hub::{self, Loaded, Wanted, load_flat, save_flat};
 use handbert::model::{Head, ParamTable};
-use model_dir::{ModelDir, fixture, read_raw};
+
+use crate::model_dir::{ModelDir, fixture, read_raw};
 
 fn load(name: &str) -> (Loaded, ParamTable) {
     let loaded = hub::load(&fixture(name), &Wanted::AsSaved, 0).unwrap();
