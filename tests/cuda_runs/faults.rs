@@ -20,7 +20,7 @@ struct Saved {
     plan: fn(&Path) -> TrainPlan,
 }
 
-/// Batches small enough for two steps in an eighth of a second.
+/// Small batches: dozens of runs are made with them.
 fn small(out: &Path) -> TrainPlan {
     let mut plan = six_steps(out);
     plan.batching.batch_tokens = 64;
