@@ -10,6 +10,8 @@ mod support {
 mod sim_device;
 #[path = "support/simulator.rs"]
 mod simulator;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -25,6 +25,8 @@ mod reference_backend;
 mod sim_device;
 #[path = "support/simulator.rs"]
 mod simulator;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::path::Path;
 

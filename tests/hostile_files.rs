@@ -4,12 +4,14 @@
 mod support {
     pub mod damage;
     pub mod hostile;
+    pub mod skip;
 }
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use support::damage::Damage;
 use support::hostile::{ModelConfig, Outcome, Reader, Recipe, TokenSetHeader, Weights};
+use support::skip::skipped;
 
 const INPUTS: usize = 3000;
 
@@ -48,7 +50,7 @@ fn survives<R: Reader>(name: &str, damaged: impl Fn(&mut Damage, &[u8]) -> Vec<u
     // Damage that is always or never seen would test little.
     assert!((10..INPUTS * 9 / 10).contains(&opened), "{name}: {opened} of {INPUTS} were opened");
     match before.zip(peak()) {
-        None => eprintln!("skipped: {name}: memory: this system does not say how much a process has"),
+        None => skipped("this system does not say how much memory a process has"),
         Some((before, after)) => {
             assert!(after < before + MOST_KIB, "{name}: took {} MiB", (after - before) / 1024);
         }

@@ -5,11 +5,14 @@
 
 #[path = "support/binary.rs"]
 mod binary;
+#[path = "support/skip.rs"]
+mod skip;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use binary::Run;
+use skip::skipped;
 
 /// Runs the binary with `nvrtc` alone on the library path.
 fn handbert(nvrtc: Option<&Path>, cache: &Path, kernels: Option<&Path>, args: &[&str]) -> Run {
@@ -25,10 +28,10 @@ fn handbert(nvrtc: Option<&Path>, cache: &Path, kernels: Option<&Path>, args: &[
 }
 
 /// NVRTC's directory, where there is one.
-fn nvrtc(test: &str) -> Option<PathBuf> {
+fn nvrtc() -> Option<PathBuf> {
     let dir = std::env::var_os("HANDBERT_NVRTC").map(PathBuf::from);
     if dir.is_none() {
-        println!("skipped: {test}: HANDBERT_NVRTC names no directory with libnvrtc.so");
+        skipped("HANDBERT_NVRTC names no directory with libnvrtc.so");
     }
     dir
 }
@@ -47,7 +50,7 @@ fn without_nvrtc_there_is_a_message_that_says_what_to_do() {
     let run =
         handbert(None, dir.path(), None, &["kernels", "compile", "--arch", "sm_90a", "--out", out.to_str().unwrap()]);
     if run.code == Some(0) {
-        return println!("skipped: NVRTC is installed where every program finds it");
+        return skipped("NVRTC is installed where every program finds it");
     }
     run.exits(2).says(&["NVRTC", "libnvrtc.so", "pip install nvidia-cuda-nvrtc", "HANDBERT_KERNELS"]);
     assert!(!out.exists());
@@ -64,7 +67,7 @@ fn architectures_and_sizes_that_there_are_not() {
 
 #[test]
 fn what_was_compiled_elsewhere_serves_a_machine_without_nvrtc() {
-    let Some(nvrtc) = nvrtc("what_was_compiled_elsewhere_serves_a_machine_without_nvrtc") else { return };
+    let Some(nvrtc) = nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (out, cache) = (dir.path().join("kernels"), dir.path().join("cache"));
     let compile = ["kernels", "compile", "--arch", "sm_90a", "--out", out.to_str().unwrap(), "--json"];
@@ -85,7 +88,7 @@ fn what_was_compiled_elsewhere_serves_a_machine_without_nvrtc() {
 
 #[test]
 fn the_cache_serves_mends_itself_and_is_not_needed() {
-    let Some(nvrtc) = nvrtc("the_cache_serves_mends_itself_and_is_not_needed") else { return };
+    let Some(nvrtc) = nvrtc() else { return };
     let dir = tempfile::tempdir().unwrap();
     let list = |cache: &Path| handbert(Some(&nvrtc), cache, None, &["kernels", "list", "--arch", "sm_80"]);
     let cache = dir.path().join("cache");

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::skip::skipped;
 use super::support::{Run, arg, command, copy_dir, flip_a_bit, handbert, rows, scratch, tiny};
 
 fn predict(input: &Path, out: &Path, more: &[&str]) -> Run {
@@ -105,7 +106,7 @@ fn a_flipped_byte_in_a_token_set() {
 fn a_full_disk() {
     let full = Path::new("/dev/full");
     if !full.exists() {
-        return eprintln!("skipped: a_full_disk: no /dev/full here");
+        return skipped("no /dev/full here");
     }
     predict(&tiny().postings, full, &[]).exits(2).says(&["/dev/full", "No space left"]);
     let stdout = || std::fs::OpenOptions::new().write(true).open(full).unwrap();
@@ -140,7 +141,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_disk_that_fills_up_on_the_way() {
     let Some(disk) = SmallDisk::mount(scratch("small-disk")) else {
-        return eprintln!("skipped: a_disk_that_fills_up_on_the_way: no right to mount a small file system");
+        return skipped("no right to mount a small file system");
     };
     let t = tiny();
     let big = scratch("small-disk-input").join("big.jsonl");

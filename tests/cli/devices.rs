@@ -2,13 +2,14 @@
 
 use handbert::backend::cuda::driver::Gpu;
 
+use super::skip::skipped;
 use super::support::{Run, arg, command, handbert, scratch, tiny};
 
 /// Whether this machine is one on which a GPU is out of the question; says so where it is not.
-fn has_no_driver(test: &str) -> bool {
+fn has_no_driver() -> bool {
     let without = Gpu::new(0).is_err_and(|error| error.to_string().contains("libcuda.so"));
     if !without {
-        println!("skipped: {test}: this machine has a CUDA driver");
+        skipped("this machine has a CUDA driver");
     }
     without
 }
@@ -19,7 +20,7 @@ fn fill_mask(more: &[&str]) -> Run {
 
 #[test]
 fn cuda_without_a_driver_is_refused() {
-    if !has_no_driver("cuda_without_a_driver_is_refused") {
+    if !has_no_driver() {
         return;
     }
     let t = tiny();
@@ -40,7 +41,7 @@ fn cuda_without_a_driver_is_refused() {
 
 #[test]
 fn auto_without_a_driver_computes_on_the_cpu_and_says_so_in_one_line() {
-    if !has_no_driver("auto_without_a_driver_computes_on_the_cpu_and_says_so_in_one_line") {
+    if !has_no_driver() {
         return;
     }
     let on_cpu = fill_mask(&["--device", "cpu"]).exits(0);

@@ -10,6 +10,8 @@ mod kills;
 mod outputs;
 mod quickstart;
 mod runs;
+#[path = "../support/skip.rs"]
+mod skip;
 mod streams;
 mod support;
 mod workflow;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use handbert::train::checkpoint::Checkpoint;
 
+use super::skip::skipped;
 use super::support::{Run, arg, command, copy_dir, handbert, scratch, tiny};
 
 /// Small steps on a token set.
@@ -165,7 +166,7 @@ fn a_run_directory_that_cannot_be_written_to() {
         Run::of(&mut train(&tiny().tokens, &disk.join("run"), &["--max-steps", "1"])).exits(0);
     };
     let Some(disk) = ReadOnly::mount(disk, fill) else {
-        return eprintln!("skipped: a_run_directory_that_cannot_be_written_to: no right to mount a file system");
+        return skipped("no right to mount a file system");
     };
     let says = ["Read-only file system", "name another --out"];
     resume(&disk.0.join("run")).exits(2).says(&says);

@@ -6,6 +6,8 @@
 
 #[path = "../support/simulator.rs"]
 mod simulator;
+#[path = "../support/skip.rs"]
+mod skip;
 mod stand_in;
 
 use half::bf16;

@@ -8,6 +8,7 @@ use cudarc::cublaslt::{result, sys};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::simulator::build;
+use crate::skip::skipped;
 
 /// The name under which cuBLASLt is looked for first.
 const NAME: &str = "libcublasLt.so";
@@ -32,7 +33,7 @@ impl StandIn {
             Some(unsafe { Library::open(Some(built), RTLD_NOW | RTLD_GLOBAL) }.expect("the stand-in loads"))
         });
         let Some(library) = library else {
-            println!("skipped: no C++ compiler");
+            skipped("no C++ compiler");
             return None;
         };
         let stand_in = StandIn { library, _turn: turn };

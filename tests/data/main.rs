@@ -5,6 +5,8 @@ mod masking;
 mod packing;
 mod parquet;
 mod readers;
+#[path = "../support/skip.rs"]
+mod skip;
 mod synth;
 mod token_set;
 mod tokenize_command;

@@ -9,6 +9,7 @@ use handbert::data::token_set::{BuildOptions, build, texts};
 use handbert::data::{PackedBatch, RecordSpec, TokenSet, Tokenizer};
 
 use crate::corpus::{epoch, lengths, plan, sequence, set_of, token, tokenizer};
+use crate::skip::skipped;
 
 #[test]
 fn every_token_of_every_posting_is_seen_once_an_epoch() {
@@ -256,7 +257,7 @@ fn real(name: &str) -> Option<PathBuf> {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data"), PathBuf::from);
     let path = root.join(name);
     if !path.exists() {
-        eprintln!("skipped: batches_of_real_postings_are_full: no real postings at {}", path.display());
+        skipped(format_args!("no real postings at {}", path.display()));
         return None;
     }
     Some(path)

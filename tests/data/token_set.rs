@@ -7,6 +7,8 @@ use std::time::Instant;
 use handbert::data::token_set::{About, BuildOptions, BuildReport, Existing, TokenSetWriter, build, texts};
 use handbert::data::{Error, RecordSpec, TokenSet, Tokenizer};
 
+use crate::skip::skipped;
+
 fn tokenizer() -> Tokenizer {
     Tokenizer::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer/uncased")).unwrap()
 }
@@ -264,8 +266,7 @@ fn a_hundred_gigabytes_open_in_milliseconds() {
         for (part, bytes) in [("tokens", tokens * 2), ("offsets", (samples + 1) * 8), ("groups", samples * 8)] {
             let name = format!("{part}-{shard:05}.bin");
             let Ok(()) = fs::File::create(set.join(&name)).and_then(|file| file.set_len(bytes)) else {
-                eprintln!("skipped: a_hundred_gigabytes_open_in_milliseconds: no sparse files in {}", set.display());
-                return;
+                return skipped(format_args!("no sparse files in {}", set.display()));
             };
             meta["files"][name] = serde_json::json!({"bytes": bytes, "xxh3": "0000000000000000"});
         }

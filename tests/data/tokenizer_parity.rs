@@ -8,6 +8,8 @@ use handbert::data::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
+use crate::skip::skipped;
+
 const VARIANTS: [&str; 2] = ["uncased", "cased"];
 
 fn fixture(variant: &str) -> PathBuf {
@@ -208,8 +210,7 @@ fn the_fast_path_gives_the_ids_of_the_crate() {
 #[test]
 fn what_we_save_loads_in_transformers() {
     let Ok(python) = std::env::var("HANDBERT_PYTHON") else {
-        eprintln!("skipped: what_we_save_loads_in_transformers: HANDBERT_PYTHON names no Python with transformers");
-        return;
+        return skipped("HANDBERT_PYTHON names no Python with transformers");
     };
     let texts = expected("uncased")["cases"].as_array().unwrap().iter().map(|c| c["text"].clone()).collect::<Value>();
     let words: Vec<String> =

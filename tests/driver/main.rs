@@ -14,6 +14,8 @@ mod runs;
 mod sim_device;
 #[path = "../support/simulator.rs"]
 mod simulator;
+#[path = "../support/skip.rs"]
+mod skip;
 mod stand_in;
 #[path = "../support/training.rs"]
 mod training;

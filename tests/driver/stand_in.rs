@@ -10,6 +10,7 @@ use handbert::backend::cuda::kernel::{FAMILIES, ModuleSpec, families};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use crate::simulator::{Simulator, build};
+use crate::skip::skipped;
 
 /// The name under which the driver is looked for first.
 pub const NAME: &str = "libcuda.so";
@@ -96,7 +97,7 @@ impl Place {
         static PLACE: OnceLock<Option<Place>> = OnceLock::new();
         let place = PLACE.get_or_init(|| build::compiler().map(Place::make)).as_ref();
         if place.is_none() {
-            println!("skipped: no C++ compiler");
+            skipped("no C++ compiler");
         }
         place
     }

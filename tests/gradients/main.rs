@@ -15,6 +15,8 @@ mod reference_backend;
 mod sim_device;
 #[path = "../support/simulator.rs"]
 mod simulator;
+#[path = "../support/skip.rs"]
+mod skip;
 
 use handbert::backend::Backend;
 use handbert::backend::cpu::Cpu;

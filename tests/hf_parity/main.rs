@@ -3,6 +3,8 @@
 #[path = "../support/hf_case.rs"]
 mod hf_case;
 mod round_trip;
+#[path = "../support/skip.rs"]
+mod skip;
 
 use handbert::backend::cpu::Cpu;
 use handbert::backend::{Backend, BatchLimits};

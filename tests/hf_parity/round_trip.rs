@@ -8,6 +8,7 @@ use handbert::model::{ParamTable, hub};
 
 use super::hf_case::{Case, relative_error};
 use super::output;
+use super::skip::skipped;
 
 /// Both sides compute in f32 here, so this is the rounding of two.
 const LIMIT: f64 = 1e-5;
@@ -15,8 +16,7 @@ const LIMIT: f64 = 1e-5;
 #[test]
 fn saved_models_load_in_transformers_and_give_the_same_numbers() {
     let Some(python) = std::env::var_os("HANDBERT_PYTHON") else {
-        eprintln!("skipped: saved_models_load_in_transformers: HANDBERT_PYTHON names no python with transformers");
-        return;
+        return skipped("HANDBERT_PYTHON names no Python with transformers");
     };
     let be = Cpu::new();
     let names = ["mlm", "classifier"];

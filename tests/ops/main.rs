@@ -9,6 +9,8 @@ mod faulty_device;
 mod sim_device;
 #[path = "../support/simulator.rs"]
 mod simulator;
+#[path = "../support/skip.rs"]
+mod skip;
 
 mod caught;
 mod large;

@@ -4,6 +4,8 @@
 
 #[path = "../support/simulator.rs"]
 mod simulator;
+#[path = "../support/skip.rs"]
+mod skip;
 
 mod tables;
 mod trial;

@@ -1,7 +1,7 @@
 //! Runs the .cu files of kernels/ on the CPU: kernels/sim, built with the C++ compiler at hand and loaded.
 //!
 //! ```ignore
-//! let Some(simulator) = Simulator::new(1) else { return };   // says `skipped: no C++ compiler`
+//! let Some(simulator) = Simulator::new(1) else { return };   // says `skipped: …: no C++ compiler`
 //! let module = simulator.load("kernels/gelu.cu", &[("WIDTH", 128)])?;
 //! let x = simulator.alloc(bytes);
 //! simulator.write(x, &data)?;
@@ -27,6 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW};
+
+use crate::skip::skipped;
 
 /// What a launch does to a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +119,7 @@ impl Simulator {
         static RUNTIME: OnceLock<Option<Result<Arc<Runtime>, String>>> = OnceLock::new();
         let runtime = RUNTIME.get_or_init(|| build::compiler().map(|compiler| Runtime::load(compiler).map(Arc::new)));
         let Some(runtime) = runtime else {
-            println!("skipped: no C++ compiler");
+            skipped("no C++ compiler");
             return None;
         };
         let runtime = runtime.clone().unwrap_or_else(|why| panic!("the simulator does not build: {why}"));

@@ -1,5 +1,7 @@
 //! Event files: what `metrics.jsonl` holds, in TensorBoard's form, whatever becomes of the run.
 
+#[path = "../support/skip.rs"]
+mod skip;
 #[path = "../support/training.rs"]
 mod training;
 
@@ -9,6 +11,7 @@ use std::process::Command;
 
 use handbert::train::run_dir::read_metrics;
 use handbert::train::{EvalResult, Every, Length, Record, ReportTo, Silent, Start, Task, TrainPlan, run};
+use skip::skipped;
 use training::{Watcher, config, corpus, cpu, plan, start};
 
 /// (step, value) by tag.
@@ -173,13 +176,13 @@ fn an_event_file_says_what_the_metrics_say() {
 /// The same through the reader that users will look at it with.
 fn read_by_tensorboard(run: &Path) {
     let Some(python) = std::env::var_os("HANDBERT_PYTHON") else {
-        return eprintln!("skipped: read_by_tensorboard: HANDBERT_PYTHON names no Python with tensorboard");
+        return skipped("HANDBERT_PYTHON names no Python with tensorboard");
     };
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tensorboard/read_events.py");
     let output = Command::new(python).arg(script).arg(run.join("tensorboard")).output().expect("started");
     let err = String::from_utf8_lossy(&output.stderr);
     if err.contains("No module named 'tensorboard'") {
-        return eprintln!("skipped: read_by_tensorboard: the Python of HANDBERT_PYTHON has no tensorboard");
+        return skipped("the Python of HANDBERT_PYTHON has no tensorboard");
     }
     assert!(output.status.success(), "{err}");
     agree(&serde_json::from_slice(&output.stdout).expect("JSON"), run);
