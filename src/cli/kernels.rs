@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::figures::grouped;
 use super::{Common, Outcome};
-use crate::backend::cuda::compile::{Arch, Compiled, Compiler, Nvrtc, Usage, usages};
+use crate::backend::cuda::compile::{Arch, Compiled, Compiler, Nvrtc, Usage, losses, usages};
 use crate::backend::cuda::kernel::{FAMILIES, Family, ModuleSpec, families};
 
 #[derive(Debug, clap::Subcommand)]
@@ -69,7 +69,7 @@ fn base_sizes(family: &'static Family) -> ModuleSpec {
 }
 
 fn list(arch: Arch) -> Result<(Value, String)> {
-    let compiler = Compiler::from_environment(arch);
+    let compiler = Compiler::from_environment(arch, None);
     let (mut rows, mut text) = (Vec::new(), String::new());
     for family in families(arch) {
         let spec = base_sizes(family);
@@ -117,12 +117,13 @@ fn compile(args: &CompileArgs) -> Result<(Value, String)> {
         for spec in families(arch).flat_map(|family| specs(family, &args.size)) {
             let (path, compiled) = Compiler::precompile(&spec, arch, &args.out)?;
             too_much.extend(beyond_limits(&spec, arch, &compiled)?);
+            too_much.extend(losses(&compiled.log).map(|line| format!("{spec} for {arch}: {line}")));
             text.push_str(&format!("{}\n", path.display()));
             files.push(json!({ "file": path, "module": spec.to_string(), "arch": arch.name() }));
         }
     }
     if !too_much.is_empty() {
-        bail!("beyond the limits in the kernels' tables:\n{}", too_much.join("\n"));
+        bail!("beyond the limits in the kernels' tables, or not compiled as written:\n{}", too_much.join("\n"));
     }
     text.push_str(&format!("{} modules, compiled by NVRTC {}\n", files.len(), nvrtc.version()));
     Ok((json!({ "nvrtc": nvrtc.version(), "modules": files }), text))

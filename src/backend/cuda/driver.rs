@@ -77,7 +77,7 @@ unsafe impl Sync for GpuModule {}
 impl Gpu {
     /// The GPU of this number, as the driver counts them.
     pub fn new(ordinal: usize) -> Result<Gpu> {
-        check_driver()?;
+        let driver = check_driver()?;
         let no_device = |error: DriverError| {
             let advice = "choose another with --device cuda:N, or --device cpu";
             gpu_error(&format!("GPU {ordinal}"), error, advice)
@@ -94,7 +94,7 @@ impl Gpu {
         let multiprocessors = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         let multiprocessors = context.attribute(multiprocessors).map_err(no_device)? as u32;
         let features = Features { wgmma: arch == Arch::Sm90a, multiprocessors, library: None };
-        let compiler = Compiler::from_environment(arch);
+        let compiler = Compiler::from_environment(arch, Some(driver));
         let pinned = Pool::new(&context);
         let mut gpu = Gpu { pinned, context, stream, compiler, name, features, library: None, shared_limit };
         gpu.find_library()?;
@@ -159,8 +159,9 @@ impl Gpu {
     }
 }
 
-/// That the driver is there and new enough. Nothing else of it is called before, since cudarc panics where it is not.
-fn check_driver() -> Result<()> {
+/// That the driver is there and new enough; its version. Nothing else of it is called before, since cudarc panics where it is
+/// not.
+fn check_driver() -> Result<i32> {
     let missing =
         |why: String, advice: &str| Err(Error::Gpu { what: "the CUDA driver".into(), why, advice: advice.into() });
     // SAFETY: it only tries to open libraries of known names.
@@ -180,7 +181,7 @@ fn check_driver() -> Result<()> {
             "update it, or use --device cpu",
         );
     }
-    Ok(())
+    Ok(version)
 }
 
 /// Whether it is one of those after which nothing works any more: something that was started before caused it, and every call

@@ -15,7 +15,7 @@ use std::str::FromStr;
 use xxhash_rust::xxh3::xxh3_64;
 
 pub use nvrtc::{Compiled, Nvrtc};
-pub use report::{Usage, usages};
+pub use report::{Usage, losses, usages};
 pub use store::{Found, Store};
 
 use super::kernel::{FAMILIES, HEADERS, ModuleSpec, families};
@@ -133,19 +133,26 @@ pub fn sources_hash() -> u64 {
 #[derive(Debug)]
 pub struct Compiler {
     arch: Arch,
+    /// The driver that is to load the code, as [`Nvrtc::fits`] takes it, where there is one.
+    driver: Option<i32>,
     precompiled: Option<Store>,
     cache: Option<PathBuf>,
 }
 
 impl Compiler {
-    /// With the places that the environment names.
-    pub fn from_environment(arch: Arch) -> Compiler {
-        Compiler { arch, precompiled: named("HANDBERT_KERNELS").map(Store::new), cache: cache_dir() }
+    /// With the places that the environment names; for a driver of this version, or for none.
+    pub fn from_environment(arch: Arch, driver: Option<i32>) -> Compiler {
+        Compiler { driver, ..Compiler::new(arch, named("HANDBERT_KERNELS"), cache_dir()) }
     }
 
     /// For one architecture, with these places instead of those that the environment names.
     pub fn new(arch: Arch, precompiled: Option<PathBuf>, cache: Option<PathBuf>) -> Compiler {
-        Compiler { arch, precompiled: precompiled.map(Store::new), cache }
+        Compiler { arch, driver: None, precompiled: precompiled.map(Store::new), cache }
+    }
+
+    fn nvrtc(&self) -> Result<Nvrtc> {
+        let nvrtc = Nvrtc::load()?;
+        self.driver.map_or(Ok(nvrtc), |driver| nvrtc.fits(driver))
     }
 
     /// What it compiles for.
@@ -156,12 +163,12 @@ impl Compiler {
     /// That machine code can be had: compiled ahead of time, or by NVRTC. Of families with sizes nothing is asked, as those of
     /// the model are not known here; where they were not compiled ahead of time, it takes NVRTC all the same.
     pub fn check(&self) -> Result<()> {
-        let Some(store) = &self.precompiled else { return Nvrtc::load().map(drop) };
+        let Some(store) = &self.precompiled else { return self.nvrtc().map(drop) };
         let mut sizeless = families(self.arch).filter(|family| family.constants.is_empty());
         if sizeless.all(|family| store.path(&file_name(&ModuleSpec::new(family, &[]), self.arch)).is_file()) {
             return Ok(());
         }
-        Nvrtc::load().map(drop).map_err(|error| match error {
+        self.nvrtc().map(drop).map_err(|error| match error {
             Error::Gpu { what, why, advice } => {
                 let dir = store.path("");
                 let none = format!("HANDBERT_KERNELS={} holds none of this version for {}", dir.display(), self.arch);
@@ -177,7 +184,7 @@ impl Compiler {
         if let Some(compiled) = self.precompiled.as_ref().and_then(|store| look_up(store, &name)) {
             return Ok(compiled);
         }
-        let nvrtc = Nvrtc::load()?;
+        let nvrtc = self.nvrtc()?;
         let cache = self.cache.as_ref().map(|dir| Store::new(dir.join(format!("nvrtc-{}", nvrtc.version()))));
         if let Some(compiled) = cache.as_ref().and_then(|store| look_up(store, &name)) {
             return Ok(compiled);

@@ -10,6 +10,9 @@ use super::{Arch, options};
 use crate::backend::cuda::kernel::{HEADERS, ModuleSpec};
 use crate::backend::{Error, Result};
 
+/// What an error is about.
+const WHAT: &str = "NVRTC, which compiles the kernels";
+
 /// The library, loaded.
 #[derive(Debug, Clone, Copy)]
 pub struct Nvrtc {
@@ -44,6 +47,24 @@ impl Nvrtc {
         Ok(Nvrtc { version: (major, minor) })
     }
 
+    /// That a driver loads what it compiles: one of the same major version or a later one ("CUDA Compatibility", minor version
+    /// compatibility). `driver` is as cuDriverGetVersion gives it, 1000 · major + 10 · minor.
+    pub fn fits(self, driver: i32) -> Result<Nvrtc> {
+        let (major, minor) = (driver / 1000, driver % 1000 / 10);
+        if self.version.0 <= major {
+            return Ok(self);
+        }
+        let advice = format!(
+            "update the driver, or use an older compiler: `pip install nvidia-cuda-nvrtc-cu{major}`, the directory of its \
+             libnvrtc.so.{major} on LD_LIBRARY_PATH and none of a later version"
+        );
+        let why = format!(
+            "version {} was found, and the driver, for CUDA {major}.{minor}, does not load its code",
+            self.version()
+        );
+        Err(Error::Gpu { what: WHAT.into(), why, advice })
+    }
+
     /// As in `13.0`.
     pub fn version(&self) -> String {
         format!("{}.{}", self.version.0, self.version.1)
@@ -66,7 +87,7 @@ fn missing(why: String) -> Error {
     let advice = "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc` and put the directory of its libnvrtc.so on \
                   LD_LIBRARY_PATH; or compile the kernels elsewhere with `handbert kernels compile --out DIR` and set \
                   HANDBERT_KERNELS=DIR";
-    Error::Gpu { what: "NVRTC, which compiles the kernels".into(), why, advice: advice.into() }
+    Error::Gpu { what: WHAT.into(), why, advice: advice.into() }
 }
 
 /// A program being compiled; freed when dropped.
@@ -143,4 +164,18 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 
 fn check(status: sys::nvrtcResult) -> std::result::Result<(), sys::nvrtcResult> {
     if status == sys::nvrtcResult::NVRTC_SUCCESS { Ok(()) } else { Err(status) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_loads_code_of_its_own_version_and_of_earlier_ones() {
+        let fits = |version, driver| Nvrtc { version }.fits(driver).map(|nvrtc| nvrtc.version());
+        assert_eq!(fits((12, 9), 12_040).unwrap(), "12.9");
+        assert_eq!(fits((12, 0), 13_000).unwrap(), "12.0");
+        let error = fits((13, 0), 12_080).unwrap_err().to_string();
+        assert!(["13.0", "CUDA 12.8", "nvidia-cuda-nvrtc-cu12"].iter().all(|part| error.contains(part)), "{error}");
+    }
 }

@@ -35,6 +35,12 @@ pub fn usages(log: &str) -> Vec<Usage> {
     usages
 }
 
+/// Lines in which the compiler says that it did not do as it was told for speed: that it orders wgmma one after the other, or
+/// leaves setmaxnreg out.
+pub fn losses(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().filter(|line| line.contains("Potential Performance Loss"))
+}
+
 /// The number that stands right before these words.
 fn number_before(line: &str, words: &str) -> Option<u32> {
     let before = line[..line.find(words)?].trim_end();
@@ -59,5 +65,13 @@ mod tests {
         let matmul = Usage { kernel: "matmul".into(), registers: 255, stack_bytes: 24, spilled_bytes: 24 };
         assert_eq!(usages(log), [gelu, matmul]);
         assert_eq!(usages("nothing of the kind"), []);
+    }
+
+    #[test]
+    fn what_the_compiler_left_undone_is_found() {
+        let log = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to \
+                   insufficient register resources for the wgmma pipeline in the function 'matmul'\n\
+                   ptxas info    : Used 168 registers, used 16 barriers";
+        assert_eq!(losses(log).collect::<Vec<_>>(), log.lines().take(1).collect::<Vec<_>>());
     }
 }
