@@ -1,6 +1,6 @@
 //! Files that are whole or as they were: written under a name of their own, on the disk, then renamed.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{Result, Write};
 use std::path::{Path, PathBuf};
 
@@ -34,12 +34,7 @@ impl Pending {
 
     /// Gives the file its name.
     pub fn commit(self) -> Result<()> {
-        std::fs::rename(&self.temporary, &self.path)?;
-        // On Unix a rename is on the disk once its directory is; elsewhere a directory cannot be opened.
-        if let Some(Ok(dir)) = self.path.parent().map(File::open) {
-            let _ = dir.sync_all();
-        }
-        Ok(())
+        rename(&self.temporary, &self.path)
     }
 }
 
@@ -47,6 +42,26 @@ impl Drop for Pending {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.temporary); // after a commit there is none
     }
+}
+
+/// Waits until a file, or the names in a directory, are on the disk.
+pub fn sync(path: &Path) -> Result<()> {
+    match path.is_dir() {
+        // Only Unix opens directories.
+        true if cfg!(unix) => File::open(path)?.sync_all(),
+        true => Ok(()),
+        // Windows syncs only what may be written.
+        false => OpenOptions::new().write(true).open(path)?.sync_all(),
+    }
+}
+
+/// Gives a file or directory that is on the disk its name, and waits until that is there too, where the file system can.
+pub fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to)?;
+    if let Some(parent) = to.parent() {
+        let _ = sync(if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    }
+    Ok(())
 }
 
 /// Writes a file, or replaces it, as a whole.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use handbert::train::checkpoint::{Checkpoint, directory, steps};
 use handbert::train::run_dir::{Opening, RunDir, read_metrics};
-use handbert::train::{Ended, Event, Every, Length, Observer, Occupied, Silent, Start, Task, run};
+use handbert::train::{Ended, Event, Every, Length, Observer, Occupied, Record, Silent, Start, Task, run};
 use support::training::{Corpus, Watcher, config, corpus, cpu, plan, start, weights};
 
 /// A run of two saved steps.
@@ -158,6 +158,24 @@ fn what_a_killed_sitting_was_to_delete_goes_with_the_next() {
     run(&cpu(), Start::resume(out.path()).expect("a checkpoint"), &corpus.set, &plan, &mut Silent).expect("a run");
     assert_eq!(steps(out.path()).expect("listed"), [3, 4]);
     assert!(files(out.path()).iter().all(|file| !file.to_string_lossy().contains("/.checkpoint")));
+}
+
+#[test]
+fn an_evaluation_that_is_made_again_stands_once() {
+    let corpus = corpus(120, 5);
+    let out = tempfile::tempdir().expect("a directory");
+    let mut plan = plan(Task::MLM, out.path().to_path_buf());
+    (plan.length, plan.policy.evaluate) = (Length::Steps(2), Every::Steps(2));
+    plan.batching.validation_split_percentage = 20.0;
+    let fresh = start(config(corpus.tokenizer.vocab_size()), &Task::MLM);
+    run(&cpu(), fresh, &corpus.set, &plan, &mut Silent).expect("a run");
+    let evaluations = |evaluation_due| {
+        drop(RunDir::claim(out.path(), Opening::Resume { step: 2, evaluation_due }).expect("free"));
+        let records = read_metrics(out.path()).expect("whole");
+        records.iter().filter(|record| matches!(record, Record::Eval(_))).map(Record::step).collect::<Vec<_>>()
+    };
+    assert_eq!(evaluations(false), [0, 2]);
+    assert_eq!(evaluations(true), [0]);
 }
 
 #[test]

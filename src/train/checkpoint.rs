@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 use crate::data::pack::Cursor;
 use crate::data::token_set::{Stamps, TokenSet};
 use crate::data::tokenizer::Tokenizer;
+use crate::disk;
 use crate::model::{Config, Head, ParamTable, hub};
 
 use super::outliers::Recent;
@@ -321,15 +322,14 @@ fn fill(dir: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
         let path = entry.map_err(Error::io(dir))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         files.insert(name, checksum(&path).map_err(Error::io(&path))?);
-        sync(&path)?;
+        disk::sync(&path).map_err(Error::io(&path))?;
     }
     let path = dir.join(STATE);
     let file = StateFile { version: VERSION, checksum: NO_CHECKSUM.into(), state: state.clone(), files };
     let text = format!("{:#}\n", serde_json::json!(file));
     let sealed = text.replacen(NO_CHECKSUM, &hex(xxh3_64(text.as_bytes())), 1);
     std::fs::write(&path, sealed).map_err(Error::io(&path))?;
-    sync(&path)?;
-    sync(dir)
+    disk::sync(&path).and_then(|()| disk::sync(dir)).map_err(Error::io(&path))
 }
 
 /// Gives the finished directory its name. Where there is one of the same step with the same weights, which only knew less
@@ -337,22 +337,11 @@ fn fill(dir: &Path, snapshot: &Snapshot<'_>) -> Result<()> {
 fn put_in_place(partial: &Path, dir: &Path) -> Result<()> {
     if Checkpoint::open(dir).is_ok() && read(dir)?.files == read(partial)?.files {
         let state = dir.join(STATE);
-        std::fs::rename(partial.join(STATE), &state).map_err(Error::io(&state))?;
-        sync(dir)?;
+        disk::rename(&partial.join(STATE), &state).map_err(Error::io(&state))?;
         return std::fs::remove_dir_all(partial).map_err(Error::io(partial));
     }
     remove(dir)?;
-    std::fs::rename(partial, dir).map_err(Error::io(dir))?;
-    dir.parent().map_or(Ok(()), sync)
-}
-
-/// Waits until a file, or the names in a directory, are on the disk.
-fn sync(path: &Path) -> Result<()> {
-    // Only Unix opens directories.
-    if cfg!(unix) || path.is_file() {
-        File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))?;
-    }
-    Ok(())
+    disk::rename(partial, dir).map_err(Error::io(dir))
 }
 
 fn checksum(path: &Path) -> std::io::Result<String> {

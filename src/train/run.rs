@@ -92,7 +92,10 @@ pub fn run<B: Backend>(
     };
 
     let opening = match &start.checkpoint {
-        Some(checkpoint) => Opening::Resume(checkpoint.state.step),
+        Some(checkpoint) => {
+            let RunState { step, evaluation_due, .. } = checkpoint.state;
+            Opening::Resume { step, evaluation_due }
+        }
         None => Opening::Fresh(plan.occupied),
     };
     let state = state_of(&start, set, plan, &packing)?;

@@ -50,7 +50,12 @@ pub enum Opening {
     /// A new run.
     Fresh(Occupied),
     /// To go on after this step.
-    Resume(u64),
+    Resume {
+        /// The step.
+        step: u64,
+        /// Whether its evaluation is made again.
+        evaluation_due: bool,
+    },
 }
 
 impl RunDir {
@@ -66,9 +71,9 @@ impl RunDir {
                 check_free(path, occupied)?;
                 clear(path)?;
             }
-            Opening::Resume(step) => {
+            Opening::Resume { step, evaluation_due } => {
                 sweep(path)?;
-                dir.rewind(step)?;
+                dir.rewind(step, evaluation_due)?;
             }
         }
         Ok(dir)
@@ -110,9 +115,14 @@ impl RunDir {
         disk::replace(&path, text).map_err(Error::io(&path))
     }
 
-    /// Drops the lines after `step`: they are about to be made again. A line cut short by a crash is one of them.
-    fn rewind(&mut self, step: u64) -> Result<()> {
-        self.records = read_metrics(&self.path)?.into_iter().filter(|record| record.step() <= step).collect();
+    /// Drops the lines after `step`, and its evaluation where that is due: they are about to be made again. A line cut
+    /// short by a crash is one of them.
+    fn rewind(&mut self, step: u64, evaluation_due: bool) -> Result<()> {
+        let stays = |record: &Record| match record {
+            Record::Eval(eval) if evaluation_due => eval.step < step,
+            record => record.step() <= step,
+        };
+        self.records = read_metrics(&self.path)?.into_iter().filter(stays).collect();
         let text: String = self.records.iter().map(|record| line(record) + "\n").collect();
         let path = self.path.join(METRICS);
         disk::replace(&path, text).map_err(Error::io(&path))

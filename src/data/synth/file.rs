@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use super::super::source::{Compression, Format};
 use super::super::{Error, Result};
 use super::{SynthRow, row};
+use crate::disk;
 
 /// Rows made at a time by one thread: about a megabyte of text.
 const BLOCK: u64 = 1024;
@@ -42,7 +43,7 @@ pub fn write_file(path: &Path, job: &Job, progress: &mut dyn FnMut(u64) -> Contr
     let bytes = write_stream(&partial.name, &mut &partial.file, job, progress)?;
     let io = |source| Error::Io { path: path.to_owned(), source };
     partial.file.sync_all().map_err(io)?;
-    std::fs::rename(&partial.name, path).map_err(io)?;
+    disk::rename(&partial.name, path).map_err(io)?;
     Ok(bytes)
 }
 

@@ -250,7 +250,10 @@ impl TokenSetWriter {
         let (_, text) = meta.sealed()?;
         let path = partial.0.join(META);
         fs::write(&path, text).map_err(io_error(&path))?;
-        File::open(&path).and_then(|file| file.sync_all()).map_err(io_error(&path))?;
+        // The other files are on the disk since they were closed.
+        for path in FILES.map(|name| partial.0.join(name)).iter().chain([&path, &partial.0]) {
+            disk::sync(path).map_err(io_error(path))?;
+        }
         put_in_place(&partial.0, &target, existing)?;
         TokenSet::open(&target)
     }
@@ -290,11 +293,11 @@ fn put_in_place(partial: &Path, target: &Path, existing: Existing) -> Result<()>
     // Long hours may have passed since the first check.
     TokenSetWriter::check_target(target, existing)?;
     if !target.join(META).exists() {
-        return fs::rename(partial, target).map_err(io_error(target));
+        return disk::rename(partial, target).map_err(io_error(target));
     }
     let old = partial.with_extension(format!("old-{}", std::process::id()));
     fs::rename(target, &old).map_err(io_error(target))?;
-    if let Err(source) = fs::rename(partial, target) {
+    if let Err(source) = disk::rename(partial, target) {
         // Back to what was: the error that matters is the first.
         let _ = fs::rename(&old, target);
         return Err(Error::Io { path: target.to_owned(), source });
