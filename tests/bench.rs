@@ -175,6 +175,7 @@ fn train_saves_what_it_works_on_and_takes_a_token_set() {
     let config = Config::read(&dir.path().join("config.json")).unwrap();
     assert_eq!((config.vocab_size, config.n_layers), (700, 2));
     assert!(dir.path().join("model.safetensors").is_file());
+    case.refused(&["train", "--steps", "2", "--no-ops", "--save", save], &["config.json is there already"]);
     let bytes = std::fs::read(dir.path().join("batches.safetensors")).unwrap();
     let saved = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let read = |name: &str| -> Vec<i32> {

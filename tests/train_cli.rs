@@ -243,6 +243,10 @@ fn refusals_say_what_and_what_to_do() {
         (format!("train mlm --model run {data} --out a --config-file unknown.toml"), "did you mean \"learning_rate\"?"),
         (format!("train mlm --model run {data} --out a --config-file wrong.toml"), "wrong.toml: max_steps"),
         (format!("train mlm --model run {data} --out a --batch-tokens 5"), "--batch-tokens 5"),
+        (
+            format!("train mlm --model run {data} --out a --adam-beta2 0.99999999"),
+            "--adam-beta2 is not from 0 to below 1",
+        ),
         (format!("train mlm --model run {data} --out a --text-columns body"), "body"),
         (format!("train mlm --model run {data} --out a --tokenizer tokenizer"), "--tokenizer is for --config"),
         ("train mlm --out empty --resume".into(), "there is no run to resume; leave --resume out"),

@@ -55,6 +55,8 @@ impl Common {
             .with_target(false)
             .without_time()
             .with_ansi(std::io::stderr().is_terminal())
+            // A line that could not be written is lost; saying so to the same closed stderr would panic.
+            .log_internal_errors(false)
             .init();
     }
 
@@ -71,6 +73,16 @@ impl Common {
         let bar = if total == 0 { ProgressBar::no_length() } else { ProgressBar::new(total) };
         bar.set_style(ProgressStyle::with_template(template).context("progress template")?.progress_chars("━╸ "));
         Ok(bar)
+    }
+
+    /// What became of a command, on stderr where stdout holds its rows; whoever closed stderr does not want to know.
+    pub fn tell(&self, json: &serde_json::Value, text: &str) {
+        let mut err = std::io::stderr().lock();
+        let _ = match self.json {
+            true => writeln!(err, "{json}"),
+            false if self.quiet => Ok(()),
+            false => write!(err, "{text}"),
+        };
     }
 
     /// One JSON object with --json, else the text; to stdout.

@@ -144,6 +144,27 @@ impl Corpus {
         Ok(())
     }
 
+    /// That a token set which was there already splits as the data did which the model was trained on: by the same
+    /// groups, or else by the same texts. Otherwise much of what is held out here was trained on. A model that was not
+    /// trained here names no columns.
+    pub fn check_split(&self, trained: Columns<'_>) -> Result<()> {
+        let Some(text) = trained.text.filter(|_| self.report.is_none()) else { return Ok(()) };
+        let meta = self.set.meta();
+        let by = |group: Option<&str>, text: &[String]| match group {
+            Some(group) => format!("--group-column {group}"),
+            None => format!("the texts of --text-columns {}", text.join(",")),
+        };
+        let (then, now) = (by(trained.group, text), by(meta.group_column.as_deref(), &meta.text_columns));
+        if then != now {
+            bail!(
+                "{}: is split by {now}, the data that the model was trained on by {then}, so postings held out here may have \
+                 been trained on; measure with --subset all, or on a token set or files split as those were",
+                self.set.dir().display()
+            );
+        }
+        Ok(())
+    }
+
     /// Rows that were bad, where files were read just now.
     pub fn bad_rows(&self) -> u64 {
         self.report.as_ref().map_or(0, |report| report.bad_rows)

@@ -12,7 +12,7 @@ use super::batch_tokens::{BatchTokens, Needs};
 use super::corpus::{Columns, Corpus, Data, Earlier, Making, check_tokenizer};
 use super::device::Computation;
 use super::figures::table;
-use super::settings::{list, named, over};
+use super::settings::{list, named, of_run, over};
 use super::train::args::{ClassArgs, LABEL_COLUMN, MaskingArgs};
 use super::train::plan::{default_tokens, long, masking_task, packing};
 use super::{Common, Outcome, interrupt};
@@ -22,9 +22,7 @@ use crate::data::split::Subset;
 use crate::data::tokenizer::Tokenizer;
 use crate::model::hub::{self, Loaded, Wanted};
 use crate::model::{Config, DistilBert, Mode};
-use crate::train::checkpoint;
 use crate::train::plan::DEFAULT_MAX_LENGTH;
-use crate::train::run_dir::SETTINGS;
 use crate::train::{self, Batching, ClassWeights, EvalPlan, EvalResult, Unigram, evaluate};
 
 #[derive(Debug, clap::Subcommand)]
@@ -134,7 +132,7 @@ fn mlm(args: &MlmArgs, common: &Common) -> Result<Outcome> {
     let place = Temporary::new();
     let spec = how.data.spec(None);
     let making = Making { spec, labels: None, limit: args.target.limit, place: &place.0, earlier: Earlier::Replace };
-    let corpus = open(&args.target, &dir, &making, args.how.data.columns(None), common)?;
+    let corpus = open(&args.target, &dir, &making, [args.how.data.columns(None), how.data.columns(None)], common)?;
     let unigram = Unigram::count(&corpus.set, batching.split(), args.target.limit, model.config.vocab_size)?;
     let plan = EvalPlan { task, batching, subset: args.target.subset, seed: common.seed };
     let batch_tokens = args.target.batch_tokens;
@@ -157,7 +155,7 @@ fn classifier(args: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     // A row with a label that the classifier does not know is a bad one.
     let labels = Some(known.clone());
     let making = Making { spec, labels, limit: args.target.limit, place: &place.0, earlier: Earlier::Replace };
-    let columns = args.how.data.columns(args.how.class.label_column.as_deref());
+    let columns = [args.how.data.columns(args.how.class.label_column.as_deref()), how.data.columns(None)];
     let corpus = open(&args.target, &dir, &making, columns, common)?;
     let labels = &corpus.set.meta().label_names;
     if known != labels {
@@ -215,11 +213,16 @@ impl Computation for Measurement<'_> {
     }
 }
 
-/// The token set, made of the columns typed, or one made of the files with the model's tokenizer.
-fn open(target: &TargetArgs, dir: &Path, making: &Making<'_>, typed: Columns<'_>, common: &Common) -> Result<Corpus> {
+/// The token set, made of the columns typed and split as in training, or one made of the files with the model's tokenizer.
+fn open(
+    target: &TargetArgs, dir: &Path, making: &Making<'_>, [typed, trained]: [Columns<'_>; 2], common: &Common,
+) -> Result<Corpus> {
     let tokenizer = Tokenizer::load(dir)?;
     let corpus = Data::new(&target.data)?.open(Some(&tokenizer), making, common)?;
     corpus.check_columns(typed)?;
+    if target.subset != Subset::All {
+        corpus.check_split(trained)?;
+    }
     check_tokenizer(&target.model, &tokenizer, &corpus.set)?;
     Ok(corpus)
 }
@@ -252,22 +255,9 @@ impl DataArgs {
 }
 
 /// What was typed, over what the run that wrote the model said: above all its split, so that held out means held out.
-/// A checkpoint keeps that in its run.json.
 fn asked<T: Serialize + DeserializeOwned>(dir: &Path, typed: &T) -> Result<T> {
-    let in_state = !dir.join(SETTINGS).exists() && dir.join(checkpoint::STATE).exists();
-    let path = dir.join(if in_state { checkpoint::STATE } else { SETTINGS });
-    let named = || path.display().to_string();
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) if in_state => {
-            let state: serde_json::Value = serde_json::from_str(&text).with_context(named)?;
-            state["settings"].as_str().unwrap_or_default().to_owned()
-        }
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(error).with_context(named),
-    };
-    let settings: toml::Table = toml::from_str(&text).with_context(named)?;
-    over(&settings, typed).with_context(named)
+    let run = of_run(dir)?;
+    over(&run.settings, typed).with_context(|| run.file.display().to_string())
 }
 
 /// Where the token set of posting files lies while it is measured on; deleted afterwards.

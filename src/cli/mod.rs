@@ -24,6 +24,7 @@ mod synth;
 mod tokenize;
 mod train;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
@@ -109,7 +110,8 @@ pub fn main() -> ExitCode {
         Ok(Outcome::SomeRowsBad) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("handbert: {}", told(&error));
+            // Not eprintln!: it panics where stderr is closed.
+            let _ = writeln!(std::io::stderr(), "handbert: {}", told(&error));
             ExitCode::from(2)
         }
     }

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::batch_tokens::{BatchTokens, Needs};
 use super::device::Computation;
 use super::interrupt::stop_flag;
+use super::settings::of_run;
 use super::train::plan::default_tokens;
 use super::{Common, Outcome};
 use crate::backend::Backend;
@@ -104,7 +105,7 @@ impl FromStr for ThresholdArg {
     }
 }
 
-/// What `handbert train classifier` wrote into run.toml beside the model.
+/// What `handbert train classifier` noted of the run that wrote the model.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(default)]
 struct Trained {
@@ -120,7 +121,8 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
     let destination = Destination::new(&args.out, args.out_format, existing)?;
     let dir = hub::resolve(&args.model)?;
-    let trained = Trained::read(&dir)?;
+    let run = of_run(&dir)?;
+    let trained: Trained = run.settings.try_into().with_context(|| run.file.display().to_string())?;
     let text_columns = match args.text_columns.as_slice() {
         [] => TextColumns::Suggested(&trained.text_columns),
         named => TextColumns::Named(named),
@@ -193,18 +195,6 @@ impl Computation for Labelling<'_> {
     }
 }
 
-impl Trained {
-    /// Nothing for a model that was not trained here.
-    fn read(dir: &Path) -> Result<Self> {
-        let path = dir.join(run_dir::SETTINGS);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => toml::from_str(&text).with_context(|| format!("{}", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Trained::default()),
-            Err(error) => Err(error).with_context(|| format!("{}", path.display())),
-        }
-    }
-}
-
 fn options(args: &Args, trained: &Trained, dir: &Path, config: &Config) -> Result<Options> {
     let most = config.max_position_embeddings;
     let max_length = args.max_length.or(trained.max_length).unwrap_or(MAX_LENGTH.min(most));
@@ -271,11 +261,7 @@ fn report(summary: &Summary, out: &Path, common: &Common) -> Result<()> {
     if out.as_os_str() != "-" {
         return common.print(&json, &text);
     }
-    if common.json {
-        eprintln!("{json}");
-    } else if !common.quiet {
-        eprint!("{text}");
-    }
+    common.tell(&json, &text);
     Ok(())
 }
 

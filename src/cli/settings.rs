@@ -7,6 +7,9 @@ use serde::Serialize;
 use serde::de::{DeserializeOwned, Error as _, IntoDeserializer, value};
 use serde::{Deserialize, Deserializer};
 
+use crate::train::checkpoint;
+use crate::train::run_dir::SETTINGS;
+
 /// What the command line leaves open, from the files, the first of which weighs least. A key that is no
 /// flag of this command is an error.
 pub fn overlay<T>(command_line: &T, files: &[PathBuf]) -> Result<T>
@@ -42,6 +45,32 @@ pub fn over<T: Serialize + DeserializeOwned>(settings: &toml::Table, command_lin
     let mut table = settings.clone();
     put_over(&mut table, toml::Table::try_from(command_line).context("the command line")?);
     table.try_into().context("settings")
+}
+
+/// What a run said of itself, and where.
+pub struct OfRun {
+    /// The file it stands in.
+    pub file: PathBuf,
+    /// Keys are names of flags; none for a model that was not trained here.
+    pub settings: toml::Table,
+}
+
+/// The settings of the run that wrote a model: of its run.toml, or, for a checkpoint, of its run.json.
+pub fn of_run(model: &Path) -> Result<OfRun> {
+    let in_state = !model.join(SETTINGS).exists() && model.join(checkpoint::STATE).exists();
+    let file = model.join(if in_state { checkpoint::STATE } else { SETTINGS });
+    let named = || file.display().to_string();
+    let text = match std::fs::read_to_string(&file) {
+        Ok(text) if in_state => {
+            let state: serde_json::Value = serde_json::from_str(&text).with_context(named)?;
+            state["settings"].as_str().unwrap_or_default().to_owned()
+        }
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(error).with_context(named),
+    };
+    let settings = toml::from_str(&text).with_context(named)?;
+    Ok(OfRun { file, settings })
 }
 
 /// Settings of which only one can be meant: the one given last takes the place of the other.

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::RangedU64ValueParser;
 use serde_json::{Map, Value, json};
 
 use super::inspect_model::grouped;
@@ -13,6 +14,7 @@ use super::{Common, Outcome, interrupt};
 use crate::data::source::{Format, is_stream};
 use crate::data::token_set::{BuildOptions, BuildReport, Existing, FileRows, TokenSetWriter, build_rows};
 use crate::data::{Error, RecordSpec, Tokenizer};
+use crate::model::config::LARGEST_TABLE;
 use crate::model::hub;
 
 #[derive(Debug, clap::Args)]
@@ -27,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "MODEL", required_unless_present = "train_vocab", conflicts_with = "train_vocab")]
     tokenizer: Option<String>,
     /// Learn a WordPiece vocabulary of so many tokens from the files first, which are read twice then
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", value_parser = RangedU64ValueParser::<usize>::new().range(..=LARGEST_TABLE as u64))]
     train_vocab: Option<usize>,
     /// Columns whose texts are joined, in this order [default: text, body, description or title and description]
     #[arg(long, value_delimiter = ',', value_name = "COLUMNS")]

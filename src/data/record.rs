@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::source::RowReader;
 use super::{Error, Location, Result};
 
 /// One row of an input file, with its columns in file order.
@@ -14,6 +15,22 @@ pub struct Row {
     pub fields: serde_json::Map<String, serde_json::Value>,
     /// Where the row stands.
     pub at: Location,
+}
+
+impl Row {
+    /// About how much memory its values take, in bytes.
+    pub fn bytes(&self) -> usize {
+        fn of(value: &Value) -> usize {
+            let held = match value {
+                Value::String(text) => text.len(),
+                Value::Array(values) => values.iter().map(of).sum(),
+                Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + of(value)).sum(),
+                Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+            };
+            size_of::<Value>() + held
+        }
+        self.fields.values().map(of).sum()
+    }
 }
 
 /// Which columns hold what.
@@ -67,10 +84,22 @@ impl RecordSpec {
         Err(Error::File { path: file.to_owned(), why })
     }
 
-    /// Checks the columns of a file against the spec. A file without columns, an empty JSONL, passes: it has no rows.
+    /// Checks the columns of a file against the spec. A file without columns passes: an empty JSONL, which has no rows, or
+    /// one whose first rows are bad, which is told row by row. So does JSONL on standard input.
     ///
     /// # Errors
     /// A column is missing, or no text column was named.
+    pub fn check_file(&self, rows: &mut RowReader) -> Result<()> {
+        match rows.may_have_more_columns() {
+            true => self.check(&[], rows.name()),
+            false => self.check(&rows.columns()?, rows.name()),
+        }
+    }
+
+    /// The same of columns that are known.
+    ///
+    /// # Errors
+    /// As [`RecordSpec::check_file`].
     pub fn check(&self, columns: &[String], file: &Path) -> Result<()> {
         if self.text_columns.is_empty() {
             return Err(Error::Invalid("no text columns were named; give them with --text-columns".to_owned()));

@@ -12,7 +12,7 @@ use fields::Fields;
 
 /// What a size may be at most; far beyond any DistilBERT, and small enough that no product of sizes overflows.
 const LARGEST_WIDTH: usize = 1 << 15;
-const LARGEST_TABLE: usize = 1 << 24;
+pub(crate) const LARGEST_TABLE: usize = 1 << 24;
 const MOST_LAYERS: usize = 1000;
 
 /// A DistilBERT's configuration, under the names of HF's config.json.

@@ -11,7 +11,7 @@ use crate::data::{Error as DataError, RecordSpec, Row};
 
 /// A block is handed on at this many rows, or
 pub(super) const BLOCK_ROWS: usize = 512;
-/// at this many bytes of text: whichever comes first.
+/// at this many bytes: whichever comes first.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Bad rows that are named.
 const NAMED: usize = 5;
@@ -90,9 +90,10 @@ impl Inputs {
             // No file has a row.
             (TextColumns::Suggested(_), None) => vec!["text".to_owned()],
         };
+        let unknown = usize::from(first.may_have_more_columns());
         let inputs = Inputs { files: files.to_vec(), format, first, columns, text_columns };
         let spec = inputs.spec();
-        for (path, names) in inputs.columns.iter().filter(|(_, names)| !names.is_empty()) {
+        for (path, names) in inputs.columns.iter().skip(unknown) {
             spec.check(names, path)?;
         }
         Ok(inputs)
@@ -185,7 +186,7 @@ impl Reading<'_> {
         });
         match usable {
             Ok((row, text)) => {
-                self.bytes += text.len();
+                self.bytes += row.bytes() + text.len();
                 self.block.rows.push(row);
                 self.block.texts.push(text);
                 if self.block.rows.len() >= BLOCK_ROWS || self.bytes >= BLOCK_BYTES {

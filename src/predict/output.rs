@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::{Error, Result};
 use crate::data::source::{Compression, Format, is_stream};
 pub use crate::data::token_set::Existing;
+use crate::disk;
 
 /// What written rows look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -71,7 +72,9 @@ impl Destination {
             let why = "there is no such directory; make it first".into();
             return Err(Error::Output { path: parent.to_owned(), why });
         }
-        let partial = PathBuf::from(format!("{}.partial", path.display()));
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
         for (file, what) in [(path, "exists"), (&partial, "is left from a run that did not finish")] {
             if existing == Existing::Refuse && file.exists() {
                 let why = format!("{what}; choose another --out, or give --overwrite");
@@ -215,32 +218,21 @@ impl RowWriter {
         flushed.map_err(|source| self.error(source))
     }
 
-    /// Ends the stream and gives the file its name.
+    /// Ends the stream, waits until it is on the disk and gives the file its name.
     pub(super) fn finish(self) -> Result<()> {
-        let Destination { path, partial, .. } = self.destination.clone();
-        let error = |source| Error::Write { path: path.clone(), source };
-        self.end().map_err(error)?;
-        match &partial {
-            Some(partial) => std::fs::rename(partial, &path).map_err(error),
+        let (rows, Destination { path, partial, .. }) = (self.written, self.destination.clone());
+        let ended = self.end().and_then(|()| match &partial {
+            Some(partial) => disk::sync(partial).and_then(|()| disk::rename(partial, &path)),
             None => Ok(()),
-        }
+        });
+        ended.map_err(|source| kept(Error::Write { path, source }, partial, rows, Whole::No))
     }
 
-    /// Ends the stream after a failure. Rows already written stay under the temporary name; without
-    /// any, nothing is left behind.
+    /// Ends the stream after a failure.
     pub(super) fn abandon(self, error: Error) -> Error {
         let (rows, partial) = (self.written, self.destination.partial.clone());
-        let ended = self.end();
-        let Some(partial) = partial else { return error };
-        if rows == 0 {
-            let _ = std::fs::remove_file(&partial);
-            return error;
-        }
-        let kept = match ended {
-            Ok(()) => format!("the {rows} rows labelled before that are kept in {}", partial.display()),
-            Err(_) => format!("of the {rows} rows labelled before that, what fitted is kept in {}", partial.display()),
-        };
-        Error::Unfinished { failure: Box::new(error), kept }
+        let whole = if self.end().is_ok() { Whole::Yes } else { Whole::No };
+        kept(error, partial, rows, whole)
     }
 
     fn end(self) -> io::Result<()> {
@@ -255,6 +247,28 @@ impl RowWriter {
     fn error(&self, source: io::Error) -> Error {
         Error::Write { path: self.destination.path.clone(), source }
     }
+}
+
+/// Whether the last rows written are on the disk.
+#[derive(Clone, Copy)]
+enum Whole {
+    Yes,
+    No,
+}
+
+/// A failure, and where the rows are that were written before it: under the temporary name. Without any, nothing is left
+/// behind.
+fn kept(failure: Error, partial: Option<PathBuf>, rows: u64, whole: Whole) -> Error {
+    let Some(partial) = partial else { return failure };
+    if rows == 0 {
+        let _ = std::fs::remove_file(&partial);
+        return failure;
+    }
+    let what = match whole {
+        Whole::Yes => format!("the {rows} rows labelled before that are"),
+        Whole::No => format!("of the {rows} rows labelled before that, what fitted is"),
+    };
+    Error::Unfinished { failure: Box::new(failure), kept: format!("{what} kept in {}", partial.display()) }
 }
 
 fn io_error(error: csv::Error) -> io::Error {

@@ -7,6 +7,8 @@ use crate::data::{PackedBatch, Piece, Row};
 /// A batch is filled from about this many batches' worth of waiting sequences: enough to find one that
 /// fits into what is left, few enough that rows come out soon after they went in.
 const LOOK_AHEAD: usize = 3;
+/// Rows that take more memory than this wait no longer for a fuller batch: their texts may be small beside the rest.
+const MOST_BYTES: usize = 256 << 20;
 /// [CLS] and [SEP].
 const SHORTEST: usize = 2;
 
@@ -31,6 +33,8 @@ pub struct Scored {
 #[derive(Debug)]
 struct Pending {
     row: Row,
+    /// [`Row::bytes`]
+    bytes: usize,
     /// Probabilities of each window, in order of the windows. [W, K]
     scores: Vec<f32>,
     missing: usize,
@@ -53,6 +57,8 @@ pub struct Queue {
     /// In input order; the first one has number `first`.
     rows: VecDeque<Pending>,
     first: u64,
+    /// Of all of them.
+    bytes: usize,
     /// In input order.
     waiting: VecDeque<Waiting>,
     waiting_tokens: usize,
@@ -70,6 +76,7 @@ impl Queue {
             classes,
             rows: VecDeque::new(),
             first: 0,
+            bytes: 0,
             waiting: VecDeque::new(),
             waiting_tokens: 0,
             batch: Vec::new(),
@@ -78,7 +85,9 @@ impl Queue {
 
     /// Whether another row would help to fill the next batch.
     pub fn wants_more(&self) -> bool {
-        self.waiting_tokens < LOOK_AHEAD * self.batch_tokens && self.waiting.len() < LOOK_AHEAD * self.batch_sequences
+        self.waiting_tokens < LOOK_AHEAD * self.batch_tokens
+            && self.waiting.len() < LOOK_AHEAD * self.batch_sequences
+            && self.bytes < MOST_BYTES
     }
 
     /// Adds a row at the end.
@@ -86,7 +95,9 @@ impl Queue {
         let Tokenized { row, sequences } = tokenized;
         let number = self.first + self.rows.len() as u64;
         let windows = sequences.len();
-        self.rows.push_back(Pending { row, scores: vec![0.0; windows * self.classes], missing: windows });
+        let bytes = row.bytes();
+        self.bytes += bytes;
+        self.rows.push_back(Pending { row, bytes, scores: vec![0.0; windows * self.classes], missing: windows });
         for (window, ids) in sequences.into_iter().enumerate() {
             debug_assert!(ids.len() <= self.batch_tokens);
             self.waiting_tokens += ids.len();
@@ -130,8 +141,9 @@ impl Queue {
         self.batch.clear();
         let mut done = Vec::new();
         while self.rows.front().is_some_and(|row| row.missing == 0) {
-            let Some(Pending { row, scores, .. }) = self.rows.pop_front() else { break };
+            let Some(Pending { row, bytes, scores, .. }) = self.rows.pop_front() else { break };
             self.first += 1;
+            self.bytes -= bytes;
             done.push(Scored { row, probabilities: mean(&scores, self.classes) });
         }
         done
@@ -189,6 +201,24 @@ mod tests {
         assert_eq!(done[0].probabilities, [10.5, 1.0]);
         assert_eq!(done[1].probabilities, [20.0, 1.0]);
         assert!(!queue.fill(&mut batch));
+    }
+
+    #[test]
+    fn large_rows_do_not_pile_up() {
+        let mut queue = Queue::new(65_536, 8192, 2);
+        let html = serde_json::Value::String("x".repeat(MOST_BYTES / 4));
+        let mut rows = 0;
+        while queue.wants_more() {
+            let mut row = tokenized(rows, &[8]);
+            row.row.fields.insert("html".to_owned(), html.clone());
+            queue.push(row);
+            rows += 1;
+        }
+        assert_eq!(rows, 4);
+        let mut batch = PackedBatch::default();
+        assert!(queue.fill(&mut batch));
+        assert_eq!(queue.give(&first_ids(&batch)).len(), 4);
+        assert!(queue.wants_more());
     }
 
     proptest! {

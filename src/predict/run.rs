@@ -97,8 +97,8 @@ pub struct Summary {
 /// Labels the files of a job.
 ///
 /// # Errors
-/// An input or the output fails, or options do not fit the model. Rows written before that are kept,
-/// see [`Error::Unfinished`].
+/// An input or the output fails, options do not fit the model, or there are rows and all of them are bad. Rows written
+/// before that are kept, see [`Error::Unfinished`].
 pub fn run<B: Backend>(be: &B, model: &DistilBert<B>, job: Job<'_>) -> Result<Summary> {
     let Job { inputs, destination, tokenizer, labels, options, stop, progress } = job;
     let sequences = (options.batch_tokens / TOKENS_PER_SEQUENCE).max(1);
@@ -152,6 +152,10 @@ fn finish(writer: RowWriter, written: Result<()>, stages: Stages, began: Instant
         Ok(parts) => parts,
         Err(error) => return Err(writer.abandon(error)),
     };
+    if let (0, Some(first)) = (rows, read.first_bad.first()) {
+        let why = format!("none of the {} rows could be labelled; the first: {first}", read.bad_rows);
+        return Err(writer.abandon(Error::Invalid(why)));
+    }
     writer.finish()?;
     let seconds = began.elapsed().as_secs_f64();
     Ok(Summary {

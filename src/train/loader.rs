@@ -72,7 +72,8 @@ impl<'a> Loader<'a> {
 
     /// The next group. An epoch without a single batch is an error: there would be no end to waiting for one.
     pub fn next_group(&mut self) -> Result<Group> {
-        let mut micro = Vec::with_capacity(self.accumulation);
+        // Not of that capacity: a number larger than any epoch means one step an epoch.
+        let mut micro = Vec::new();
         // The epoch of this group: batches never mix epochs, and neither do groups.
         let epoch = self.packer.cursor().epoch;
         micro.extend(self.ahead.take());

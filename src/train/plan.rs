@@ -217,8 +217,8 @@ impl TrainPlan {
         self.task.check()?;
         self.outliers.check()?;
         let a = &self.adam;
-        let fraction = |x: f64| (0.0..1.0).contains(&x);
-        // As the f32 that is computed with: what rounds to zero there divides by zero.
+        // As the f32 that is computed with: what rounds to one or to zero there divides by zero.
+        let fraction = |x: f64| x >= 0.0 && (x as f32) < 1.0;
         let positive = |x: f64| x as f32 > 0.0 && (x as f32).is_finite();
         let not_negative = |x: f64| x >= 0.0 && (x as f32).is_finite();
         let (epochs, steps) = match self.length {

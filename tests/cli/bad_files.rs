@@ -153,6 +153,16 @@ fn a_disk_that_fills_up_on_the_way() {
     assert!(std::fs::metadata(&partial).unwrap().len() > 500_000, "what fitted is kept");
     std::fs::remove_file(&partial).unwrap();
 
+    // So few rows that the disk is asked only when all of them are labelled.
+    let few = scratch("small-disk-few").join("few.txt");
+    std::fs::write(&few, "one\ntwo\n").unwrap();
+    let rest = disk.0.join("rest");
+    std::fs::write(&rest, vec![0u8; 2 << 20]).expect_err("no room");
+    predict(&few, &out, &[]).exits(2).says(&["No space left", "2 rows", "out.jsonl.partial"]);
+    for file in [rest, partial] {
+        std::fs::remove_file(file).unwrap();
+    }
+
     let set = disk.0.join("set");
     let ballast = disk.0.join("ballast");
     std::fs::write(&ballast, vec![0u8; 900_000]).unwrap();

@@ -79,3 +79,26 @@ fn a_row_that_already_has_the_predictions_name() {
     let run = run.says(&["in.jsonl:151", "\"label\"", "--prefix"]);
     assert_eq!(run.json()["rows"], 150);
 }
+
+#[test]
+fn when_all_rows_are_bad_nothing_is_done() {
+    let dir = scratch("all-bad");
+    let input = write(&dir, "in.jsonl", "{\n\"text\": \"pretty-printed\"\n}\n");
+    let (out, set) = (dir.join("out.jsonl"), dir.join("set"));
+    let says = ["none of the 3 rows", "in.jsonl:1", "not a JSON object"];
+    predict(&input, &out).exits(2).says(&says);
+    handbert(["tokenize", arg(&input), "--tokenizer", arg(&tiny().tokens), "--out", arg(&set)]).exits(2).says(&says);
+    assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1, "nothing is left");
+}
+
+#[test]
+fn a_file_without_a_good_row_does_not_hide_the_columns_of_the_next() {
+    let dir = scratch("no-columns");
+    let empty = write(&dir, "empty.jsonl", "");
+    let good = write(&dir, "good.jsonl", "{\"description\":\"one\"}\n");
+    let set = dir.join("set");
+    let tokenize =
+        ["tokenize", arg(&empty), arg(&good), "--tokenizer", arg(&tiny().tokens), "--out", arg(&set), "--json"];
+    let json = handbert(tokenize).exits(0).json();
+    assert_eq!((&json["rows"], &json["text_columns"]), (&1.into(), &serde_json::json!(["description"])), "{json}");
+}

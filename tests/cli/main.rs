@@ -1,5 +1,6 @@
 //! The built binary, end to end: what it writes, what it says, how it exits.
 
+mod as_trained;
 mod bad_files;
 mod bad_models;
 mod bad_rows;

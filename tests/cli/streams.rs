@@ -88,3 +88,35 @@ fn a_reader_that_has_seen_enough_is_no_error() {
         assert!(!err.contains("panicked") && !err.contains("roken pipe"), "{args:?}: {err}");
     }
 }
+
+#[test]
+fn nobody_need_listen_to_what_a_command_says() {
+    let t = tiny();
+    let dir = scratch("closed-stderr");
+    let run = dir.join("run");
+    let train = ["train", "mlm", "--model", arg(&t.mlm), "--data", arg(&t.tokens), "--out", arg(&run)];
+    let short = ["--max-steps", "3", "--logging-steps", "1", "--batch-tokens", "512", "--max-length", "128"];
+    for (args, code) in [
+        (train.into_iter().chain(short).collect::<Vec<_>>(), 0),
+        (vec!["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", "-"], 0),
+        (vec!["predict", "missing.txt", "--model", arg(&t.classifier), "--out", "-"], 2),
+    ] {
+        let mut child = command().args(&args).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stderr.take());
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{args:?}");
+    }
+    assert!(run.join("model.safetensors").exists());
+}
+
+#[test]
+fn the_first_row_of_a_stream_need_not_have_every_column() {
+    let set = scratch("first-row").join("set");
+    let tokenize = |input: &str, more: &[&str]| {
+        let args = ["tokenize", "-", "--tokenizer", arg(&tiny().tokens), "--out", arg(&set), "--overwrite"];
+        handbert_reading(input.as_bytes(), args.iter().chain(more).chain(&["--json"]))
+    };
+    let rows = "{\"text\":\"one\"}\n{\"text\":\"two\",\"label\":\"remote\",\"firm\":\"x\"}\n";
+    let json = tokenize(rows, &["--label-column", "label", "--group-column", "firm"]).exits(0).json();
+    assert_eq!((&json["rows"], &json["unlabelled"]), (&2.into(), &1.into()), "{json}");
+    tokenize(rows, &["--text-columns", "texts"]).exits(2).says(&["none of the 2 rows", "-:1", "texts"]);
+}

@@ -181,6 +181,19 @@ fn very_long_lines_are_read() {
 }
 
 #[test]
+fn a_row_without_an_end_is_told_before_it_takes_all_memory() {
+    let endless = |start: &'static str, format| {
+        let bytes = Cursor::new(start).chain(std::io::repeat(b'x').take(300 << 20));
+        Source::read_as(Path::new("-"), bytes, Some(format)).unwrap().last().unwrap().unwrap_err().to_string()
+    };
+    let text = endless("one\ntwo", Format::Txt);
+    assert!(text.starts_with("-: the row that begins on line 2 is longer than 256 MiB"), "{text}");
+    let csv = endless("a,b\n1,2\n1,\"oops", Format::Csv);
+    assert!(csv.starts_with("-: the row that begins on line 3 is longer than 256 MiB"), "{csv}");
+    assert!(csv.contains("a quote"), "{csv}");
+}
+
+#[test]
 fn a_byte_order_mark_is_no_part_of_the_first_column() {
     let expected = rows(&[(2, "a")]);
     assert_eq!(column(stream("\u{feff}text,id\na,1\n", Some(Format::Csv)).unwrap(), "text"), expected);

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 
 use crate::bench::pass::Plan;
@@ -15,6 +15,14 @@ use crate::train::task::MicroBatch;
 
 /// Name of the batches' file.
 const BATCHES: &str = "batches.safetensors";
+
+/// That a directory may take them: random weights are not put over a model.
+pub fn check_free(dir: &Path) -> Result<()> {
+    match [hub::CONFIG, hub::WEIGHTS].map(|name| dir.join(name)).into_iter().find(|path| path.exists()) {
+        Some(path) => bail!("--save: {} is there already; name another directory", path.display()),
+        None => Ok(()),
+    }
+}
 
 /// Writes both into a directory.
 pub fn save(dir: &Path, plan: &Plan<'_>) -> Result<()> {

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::cli::corpus::absolute;
 use crate::cli::figures::shell_word;
+use crate::cli::train::args::LABEL_COLUMN;
 use crate::data::synth::{IN_PERSON, REMOTE};
 use crate::model::Config;
 use crate::train::optimizer::AdamSettings;
@@ -163,6 +164,7 @@ impl Recipe {
     pub(super) fn classifier_plan(&self) -> TrainPlan {
         let mut provenance = self.provenance("model", MLM);
         provenance.insert("labels".to_owned(), self.labels().into());
+        provenance.insert("label_column".to_owned(), LABEL_COLUMN.into());
         TrainPlan {
             length: Length::Epochs(CLASSIFIER_EPOCHS),
             policy: Policy { save_total_limit: Some(1), ..self.policy() },

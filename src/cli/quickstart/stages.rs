@@ -9,6 +9,7 @@ use indicatif::ProgressBar;
 
 use super::recipe::{self, Recipe};
 use crate::backend::Backend;
+use crate::cli::train::args::LABEL_COLUMN;
 use crate::cli::{Common, fill_mask};
 use crate::data::record::RecordSpec;
 use crate::data::source::{Compression, Format};
@@ -84,8 +85,11 @@ impl<B: Backend> Stages<'_, B> {
         let job =
             synth::file::Job { rows: r.rows, seed: r.seed, format: Format::Jsonl, compression: Compression::None };
         synth::file::write_file(&postings, &job, &mut |_| ControlFlow::Continue(()))?;
-        let spec =
-            RecordSpec { text_columns: r.text_columns(), label_column: Some("label".to_owned()), group_column: None };
+        let spec = RecordSpec {
+            text_columns: r.text_columns(),
+            label_column: Some(LABEL_COLUMN.to_owned()),
+            group_column: None,
+        };
         let files = [postings];
         let texts = texts(&files, &spec, None)?;
         let tokenizer = Tokenizer::train(texts, r.size.vocab)?;

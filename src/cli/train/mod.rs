@@ -91,7 +91,7 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
         None => origin.labels()?,
     };
     let mut making = making(&args.data, &place);
-    making.spec.label_column = Some(label_column.clone());
+    making.spec.label_column = Some(label_column);
     making.labels = labels;
     let corpus = data.open(tokenizer.as_ref(), &making, common)?;
     corpus.check_columns(columns(&typed.data, typed.class.label_column.as_deref()))?;
@@ -102,8 +102,8 @@ fn classifier(typed: &ClassifierArgs, common: &Common) -> Result<Outcome> {
     plan.task.positive_class(&labels)?;
     plan.provenance = provenance(&args.data, &data, &corpus, &out);
     plan.provenance.insert("labels".into(), labels.clone().into());
-    if let Data::Files(_) = data {
-        plan.provenance.insert("label_column".into(), label_column.into());
+    if let Some(column) = &corpus.set.meta().label_column {
+        plan.provenance.insert("label_column".into(), column.as_str().into());
     }
     let start = origin.start(&Wanted::Classifier { labels }, &corpus.set, seed)?;
     backend.run(Training {
@@ -320,11 +320,12 @@ fn provenance(args: &DataArgs, data: &Data, corpus: &Corpus, out: &Path) -> toml
         names = vec![absolute(&out.join(TOKENS))];
     }
     table.insert("data".into(), names.into());
-    if let (Data::Files(_), Some(group)) = (data, &args.group_column) {
+    // Of a token set too: `eval` of posting files makes the same split of them, and `predict` reads the same columns.
+    let made = corpus.set.meta();
+    if let Some(group) = &made.group_column {
         table.insert("group_column".into(), group.as_str().into());
     }
-    // `predict` reads the same columns as the model was trained on.
-    table.insert("text_columns".into(), corpus.set.meta().text_columns.clone().into());
+    table.insert("text_columns".into(), made.text_columns.clone().into());
     table
 }
 

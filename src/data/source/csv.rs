@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use super::super::{Error, Location, Result, Row};
 use super::Rows;
-use super::input::Input;
+use super::input::{Input, MOST_ROW_BYTES};
 
 /// Rows of a CSV or TSV file.
 pub(super) struct CsvRows {
@@ -28,7 +28,7 @@ impl CsvRows {
     pub(super) fn new(input: Input, delimiter: u8) -> Result<CsvRows> {
         let mut records = Records::new(input, delimiter);
         let error = |name: &Path, why: String| Err(Error::File { path: name.to_owned(), why });
-        let found = records.next().map_err(|error| records.input.failure(error, 0))?;
+        let found = records.next(0)?;
         let name = records.input.name();
         if found.is_none() {
             return error(name, "is empty; the first row must name the columns".to_owned());
@@ -55,11 +55,7 @@ impl CsvRows {
     }
 
     fn read(&mut self) -> Result<Option<Row>> {
-        let line = match self.records.next() {
-            Ok(None) => return Ok(None),
-            Ok(Some(line)) => line,
-            Err(error) => return Err(self.records.input.failure(error, self.rows)),
-        };
+        let Some(line) = self.records.next(self.rows)? else { return Ok(None) };
         let at = Location { file: self.records.input.name().to_owned(), line };
         let (found, expected) = (self.records.fields().len(), self.header.len());
         if self.records.ends_in_an_open_quote() {
@@ -113,17 +109,37 @@ struct Records {
     skipped: u64,
     /// The last byte of the record that is no line end.
     last: Option<u8>,
+    /// Whether the record is longer than any row may be.
+    cut: bool,
 }
 
 impl Records {
     fn new(mut input: Input, delimiter: u8) -> Records {
         input.forget_head();
         let parser = csv_core::ReaderBuilder::new().delimiter(delimiter).build();
-        Records { input, parser, bytes: vec![0; 4096], ends: vec![0; 64], fields: 0, skipped: 0, last: None }
+        Records {
+            input,
+            parser,
+            bytes: vec![0; 4096],
+            ends: vec![0; 64],
+            fields: 0,
+            skipped: 0,
+            last: None,
+            cut: false,
+        }
     }
 
-    /// Reads the next record that is not a blank line; the line on which it begins, `None` at the end.
-    fn next(&mut self) -> std::io::Result<Option<u64>> {
+    /// Reads the next record that is not a blank line; the line on which it begins, `None` at the end. `rows` is how many
+    /// rows were read, for the error of a stream cut short.
+    fn next(&mut self, rows: u64) -> Result<Option<u64>> {
+        let line = self.read().map_err(|error| self.input.failure(error, rows))?;
+        match line {
+            Some(line) if self.cut => Err(self.input.endless(line, "is a quote in it never closed?")),
+            line => Ok(line),
+        }
+    }
+
+    fn read(&mut self) -> std::io::Result<Option<u64>> {
         loop {
             match self.input.fill()?.first() {
                 None => return Ok(None),
@@ -156,6 +172,12 @@ impl Records {
             fields += ended;
             match result {
                 ReadRecordResult::InputEmpty => {}
+                ReadRecordResult::OutputFull | ReadRecordResult::OutputEndsFull
+                    if self.bytes.len().max(size_of_val(self.ends.as_slice())) >= MOST_ROW_BYTES =>
+                {
+                    self.cut = true;
+                    return Ok(Some(line));
+                }
                 ReadRecordResult::OutputFull => self.bytes.resize(self.bytes.len() * 2, 0),
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
                 ReadRecordResult::Record => {

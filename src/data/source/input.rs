@@ -11,6 +11,8 @@ use super::format::{Compression, Format, SUPPORTED};
 const BUFFER: usize = 256 << 10;
 /// The most of a stream that is looked at to tell its format.
 const HEAD: usize = 64 << 10;
+/// The most bytes of one row. Where a quote is never closed, or a file has no line ends, all the rest is one row.
+pub(super) const MOST_ROW_BYTES: usize = 256 << 20;
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// zstd --long=31, the largest window there is; memory is taken as the file needs it.
 const WINDOW_LOG_MAX: u32 = 31;
@@ -85,9 +87,15 @@ impl Input {
         self.reader.consume(count);
     }
 
-    /// Appends the bytes up to the next newline, which is included, or up to the end.
+    /// Appends the bytes up to the next newline, which is included, or up to the end; at most [`MOST_ROW_BYTES`] and one.
     pub(super) fn read_line(&mut self, line: &mut Vec<u8>) -> std::io::Result<usize> {
-        self.reader.read_until(b'\n', line)
+        self.reader.by_ref().take(MOST_ROW_BYTES as u64 + 1).read_until(b'\n', line)
+    }
+
+    /// The fatal error for a row without an end, which begins on this line.
+    pub(super) fn endless(&self, line: u64, cause: &str) -> Error {
+        let why = format!("the row that begins on line {line} is longer than {} MiB; {cause}", MOST_ROW_BYTES >> 20);
+        Error::File { path: self.name.clone(), why }
     }
 
     /// The fatal error for a stream that failed after `rows` rows.

@@ -1,7 +1,7 @@
 //! The lines of an input, numbered, without their ends.
 
 use super::super::{Error, Location, Result};
-use super::input::Input;
+use super::input::{Input, MOST_ROW_BYTES};
 
 /// A line of text and its number, or what is wrong with it.
 pub(super) struct Line<'a> {
@@ -33,6 +33,9 @@ impl Lines {
             return Ok(None);
         }
         self.number += 1;
+        if count > MOST_ROW_BYTES {
+            return Err(self.input.endless(self.number, "is it text, one posting a line?"));
+        }
         let bytes = self.buffer.strip_suffix(b"\n").unwrap_or(&self.buffer);
         let bytes = bytes.strip_suffix(b"\r").unwrap_or(bytes);
         Ok(Some(Line { number: self.number, bytes }))

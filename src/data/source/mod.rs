@@ -118,6 +118,12 @@ impl RowReader {
         Ok(self.rows.columns())
     }
 
+    /// Whether a row may have columns that [`RowReader::columns`] does not name although many do: of JSONL on standard
+    /// input, only the first row's are known.
+    pub fn may_have_more_columns(&self) -> bool {
+        self.format == Format::Jsonl && self.name.as_os_str() == "-"
+    }
+
     /// The file, or `-`.
     pub fn name(&self) -> &Path {
         &self.name

@@ -117,6 +117,12 @@ pub fn build_rows(
         scope.spawn(|| encoder.run(rows_to_encode, send_encoded));
         sink.drain(encoded, progress)
     })?;
+    if let (0, Some(first)) = (sink.report.rows, sink.report.first_bad.first()) {
+        return Err(Error::Invalid(format!(
+            "none of the {} rows could be read; the first: {first}",
+            sink.report.bad_rows
+        )));
+    }
     sink.finish()
 }
 
@@ -124,7 +130,7 @@ pub fn build_rows(
 fn read(rows: FileRows, out: &SyncSender<Batch<Row>>) {
     let (mut batch, mut bytes) = (Vec::new(), 0);
     for row in rows {
-        bytes += row.as_ref().map_or(0, size);
+        bytes += row.as_ref().map_or(0, Row::bytes);
         batch.push(row);
         if batch.len() >= BATCH_ROWS || bytes >= BATCH_BYTES {
             bytes = 0;
@@ -135,10 +141,6 @@ fn read(rows: FileRows, out: &SyncSender<Batch<Row>>) {
     }
     // Nobody waits for the rest when the writing has ended.
     let _ = out.send(batch);
-}
-
-fn size(row: &Row) -> usize {
-    row.fields.values().map(|value| value.as_str().map_or(8, str::len)).sum()
 }
 
 /// Rows → ids, on rayon's threads.

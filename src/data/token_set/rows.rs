@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::super::record::{RecordSpec, Row};
-use super::super::source::{Format, RowReader, Source};
+use super::super::source::{Format, RowReader, Source, is_stream};
 use super::super::{Error, Result};
 
 /// Rows of the files, one after another; each file's columns are checked when it is opened. After an error
@@ -31,11 +31,27 @@ impl FileRows {
         let first = rows.files.pop().ok_or_else(none)?;
         let mut reader = Source::open_as(&first, format)?;
         if rows.spec.text_columns.is_empty() {
-            rows.spec.text_columns = RecordSpec::infer(&reader.columns()?, &first)?;
+            rows.spec.text_columns = rows.infer(&mut reader)?;
         }
-        rows.spec.check(&reader.columns()?, &first)?;
+        rows.spec.check_file(&mut reader)?;
         rows.reader = Some(reader);
         Ok(rows)
+    }
+
+    /// Text columns of the first file that has any: an empty JSONL has none, nor has one whose first rows are bad.
+    fn infer(&self, first: &mut RowReader) -> Result<Vec<String>> {
+        let columns = first.columns()?;
+        if !columns.is_empty() {
+            return RecordSpec::infer(&columns, first.name());
+        }
+        // What can be read once only is not looked at before its turn comes.
+        for path in self.files.iter().rev().filter(|path| !is_stream(path)) {
+            let columns = Source::open_as(path, self.format)?.columns()?;
+            if !columns.is_empty() {
+                return RecordSpec::infer(&columns, path);
+            }
+        }
+        Ok(vec!["text".to_owned()])
     }
 
     /// The columns in use.
@@ -55,7 +71,7 @@ impl FileRows {
     fn open_next(&mut self) -> Option<Result<RowReader>> {
         let path = self.files.pop()?;
         Some(Source::open_as(&path, self.format).and_then(|mut reader| {
-            self.spec.check(&reader.columns()?, &path)?;
+            self.spec.check_file(&mut reader)?;
             Ok(reader)
         }))
     }
