@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "matrix_unit.h"
 #include "runtime.h"
 
 namespace sim {
@@ -188,7 +189,7 @@ struct MmaArguments {
 };
 
 // Eight columns, added and multiplied element by element.
-using Row = float __attribute__((vector_size(32)));
+using Row = double __attribute__((vector_size(64)));
 
 static float low(u32 pair) {
     return std::bit_cast<float>(pair << 16);
@@ -198,11 +199,10 @@ static float high(u32 pair) {
     return std::bit_cast<float>(pair & 0xffff0000u);
 }
 
-// d += a b. Products of bf16 are exact in f32; they are added to d one by one, in ascending k, each sum rounded to f32. The
-// hardware's order is not documented.
+// d += a b, as sm_80 does it: eight products and what was there are added as one sum, which is cut to f32, not rounded.
 static void finish_mma(Thread& self, u32) {
-    float a[16][16];
-    Row b[16], d[16];
+    float a[16][16], d[16][8];
+    Row b[16];
     for (u32 lane = 0; lane < WARP; lane++) {
         const auto& mine = *static_cast<MmaArguments*>(lane_thread(self, lane).posted);
         u32 g = lane / 4, t = lane % 4 * 2;
@@ -218,9 +218,12 @@ static void finish_mma(Thread& self, u32) {
         for (u32 i = 0; i < 4; i++) d[g + i / 2 * 8][t + i % 2] = mine.d.at[i];
     }
     for (u32 row = 0; row < 16; row++) {
-        Row sum = d[row];
-        for (u32 k = 0; k < 16; k++) sum += a[row][k] * b[k];
-        d[row] = sum;
+        for (u32 half = 0; half < 16; half += 8) {
+            Row sum;
+            for (u32 column = 0; column < 8; column++) sum[column] = d[row][column];
+            for (u32 k = half; k < half + 8; k++) sum += static_cast<double>(a[row][k]) * b[k];
+            for (u32 column = 0; column < 8; column++) d[row][column] = cut(sum[column]);
+        }
     }
     for (u32 lane = 0; lane < WARP; lane++) {
         u32 g = lane / 4, t = lane % 4 * 2;

@@ -8,17 +8,20 @@
 // wgmma.fence: an error is reported where wgmma uses accumulators that changed since the last wait, or A in registers, and
 // the warp ran no fence since that wait. Not checked: accumulators that were only read, and registers written after a fence.
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <list>
 #include <memory>
 
 #include "matrix.h"
+#include "matrix_unit.h"
 
 namespace sim {
 
 constexpr u32 WARPGROUP = 4;  // warps
 constexpr u32 ROWS = 16;      // of A and D that a warp has
+constexpr u32 MOST_COLUMNS = 256;
 
 // ---- State -----------------------------------------------------------------------------------------------------------
 
@@ -286,17 +289,20 @@ extern "C" void sim_wgmma_commit() {
 
 // ---- Completion ------------------------------------------------------------------------------------------------------
 
-// d += a b, k ascending, each sum rounded to f32: the products of bf16 are exact. The hardware's order is not documented.
+// d += a b: sixteen products and what was there are added as one sum, which is cut to f32, not rounded.
 static void multiply(const Operation& operation, const float* a, const float* b) {
     Accumulators& d = *operation.d;
     if (operation.operands.scale_d == 0) std::fill(d.value.begin(), d.value.end(), 0.0f);
+    double sum[MOST_COLUMNS];
     for (u32 row = 0; row < ROWS; row++) {
         float* to = d.value.data() + static_cast<size_t>(row) * d.n;
+        std::copy_n(to, d.n, sum);
         for (u32 k = 0; k < K16; k++) {
-            float factor = a[k * ROWS + row];
+            double factor = a[k * ROWS + row];
             const float* from = b + k * d.n;
-            for (u32 column = 0; column < d.n; column++) to[column] += factor * from[column];
+            for (u32 column = 0; column < d.n; column++) sum[column] += factor * from[column];
         }
+        std::transform(sum, sum + d.n, to, cut);
     }
 }
 

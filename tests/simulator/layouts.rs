@@ -90,17 +90,20 @@ fn mma_multiplies_what_the_figures_show() {
     assert_eq!(found, expected);
 }
 
-/// Products are exact and sums are f32, in ascending k: the order that the simulator states.
+/// Products are exact; eight of them and what was there are added as one sum, which is cut to f32.
 #[test]
-fn mma_adds_in_f32() {
+fn mma_cuts_the_sum_of_eight_products() {
     let mut a = [[0.0; 16]; 16];
     let b = [[1.0; 8]; 16];
-    a[0][0] = 16_777_216.0; // 2^24: adding 1 to it is lost in f32, adding 2 is not.
+    // From 2^24 on, f32 has even numbers only. After the first half: 7 more, so 6; then 8 more.
+    a[0][0] = 16_777_216.0;
     a[0][1..].fill(1.0);
+    // Rounded to nearest it would be 4 more.
+    (a[2][0], a[2][1]) = (-16_777_216.0, -3.0);
     a[1][0] = 1.0078125;
     let b_fine = std::array::from_fn(|k| if k == 0 { [1.0078125; 8] } else { b[k] });
     let Some(found) = (Product { a, b, c: [[0.0; 8]; 16] }).run() else { return };
-    assert_eq!(found[0][0], 16_777_216.0);
+    assert_eq!((found[0][0], found[2][7]), (16_777_230.0, -16_777_218.0));
     let found = Product { a, b: b_fine, c: [[0.0; 8]; 16] }.run().unwrap();
     assert_eq!(found[1][3], 1.0078125f32 * 1.0078125, "a product of two bf16 has sixteen bits");
 }
