@@ -1,8 +1,8 @@
 // attention.cuh: what the forward and the backward pass of attention share: how rows are dealt out, tiles in shared
 // memory, products of fragments, dropout bits, results on their way out.
 //
-// A block has 4 warps and works on one head of one sequence. It owns OWN rows (queries, or keys in the pass for d_k and
-// d_v), each warp 16 or 32 of them, and goes through the sequence's other rows in tiles of 64, of which the next one is
+// A block has 4 warps and works on one head of one sequence at a time. It owns OWN rows (queries, or keys in the pass for
+// d_k and d_v), each warp 16 or 32 of them, and goes through the sequence's other rows in tiles of 64, of which the next one is
 // copied while one is worked on. A warp's own rows are the left operand of every product, the tiles in shared memory
 // the right one; so what it computes from its scores never leaves its registers, and warps only meet to take turns with
 // the tiles. Sequences may be of any length below 2^32 / 3C; empty ones have no tile and no block.
@@ -72,22 +72,33 @@ __device__ __forceinline__ u32 of_warp(u32 x) {
     return __shfl_sync(ALL_LANES, x, 0);
 }
 
-// The grid has a block for each head of each tile there may be, heads fastest: the longest sequences start first, and
-// blocks that run at the same time read the same rows of qkv. A block that owns two tiles takes a tile with an even
-// number and the one that follows it; blocks of the others have nothing to do.
-__device__ __forceinline__ bool find_job(Job& job, const Tile* tiles, const u32* tile_count, u32 heads) {
-    u32 index = blockIdx.x / heads;
-    if (index >= *tile_count) return false;
+// The job of this number, unless it has nothing to do.
+__device__ __forceinline__ bool find_job(Job& job, const Tile* tiles, u32 number, u32 heads) {
+    u32 index = number / heads;
     Tile tile = tiles[index];
     if (tile.first % OWN != 0) return false;
     job.tile = tile;
     job.index = index;
-    job.head = of_warp(blockIdx.x - index * heads);
+    job.head = of_warp(number - index * heads);
     job.width = heads * D;
     job.rows = min(job.tile.length - job.tile.first, static_cast<u32>(OWN));
     job.warp_first = of_warp(threadIdx.x / WARP) * WARP_ROWS;
     job.warp_rows = job.rows > job.warp_first ? min(job.rows - job.warp_first, static_cast<u32>(WARP_ROWS)) : 0;
     return true;
+}
+
+// Does the jobs of the block: number blockIdx.x and each gridDim.x after it, of a job for each head of each tile, heads
+// fastest. So the longest sequences start first, and blocks that run at the same time read the same rows of qkv. A job
+// that owns two tiles takes a tile with an even number and the one that follows it; the others have nothing to do.
+template <class Work>
+__device__ __forceinline__ void each_job(const Tile* tiles, const u32* tile_count, u32 heads, Work work) {
+    for (u32 number = blockIdx.x; number < *tile_count * heads; number += gridDim.x) {
+        Job job;
+        if (!find_job(job, tiles, number, heads)) continue;
+        work(job);
+        // The next job writes where others may still read for this one.
+        __syncthreads();
+    }
 }
 
 // ---- Tiles in shared memory ------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 //
 // attention_forward: ctx = keep ∘ softmax(q kᵀ / √D) v;  lse = log of the sum of e^(q kᵀ / √D)
 //   qkv [N, 3C] bf16 (q, k, v; head h at columns hD..)   ctx [N, C] bf16   lse [N, H] f32
-//   tiles: 64 queries each, see attention.cuh; the grid is H x as many tiles as there may be
+//   tiles: 64 queries each, see attention.cuh; blocks take turns with H jobs a tile, so the grid may be of any size
 // Flash attention (Dao, arXiv 2307.08691): the softmax is taken over 16 keys at a time, and what was summed up before
 // is scaled when a much larger score appears. Scores, sums and statistics are f32; probabilities are rounded to bf16
 // for the second product, but neither for lse nor for the sum that ctx is divided by. Dropped ones are zero there, and
@@ -106,63 +106,63 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     attention_forward(const bf16* __restrict__ qkv, const Tile* __restrict__ tiles, const u32* __restrict__ tile_count,
                       u32 heads, Dropout drop, float* __restrict__ lse, bf16* __restrict__ ctx) {
     SHARED_MEMORY(bf16, shared);
-    Job job;
-    if (!find_job(job, tiles, tile_count, heads)) return;
-    const u32 length = job.tile.length;
-    const bf16* sequence = qkv + static_cast<u64>(job.tile.start) * 3 * job.width + job.head * D;
+    each_job(tiles, tile_count, heads, [&](const Job& job) {
+        const u32 length = job.tile.length;
+        const bf16* sequence = qkv + static_cast<u64>(job.tile.start) * 3 * job.width + job.head * D;
 
-    // 1  The queries, by way of the second stage, which is free until the second tile is asked for.
-    copy_rows<OWN>(shared + STAGE, sequence, job.tile.first, length, 3 * job.width);
-    copy_keys(shared, sequence, job, 0);
-    cp_async_wait<0>();
-    __syncthreads();
-    Strip q[STRIPS];
-    load_strips(q, shared + STAGE + job.warp_first * D);
-
-    Sums sums[STRIPS];
-    clear(sums);
-    Softmax softmax;
-    fill(softmax.shift, -infinity());
-    fill(softmax.sum, 0.0f);
-
-    for (u32 tile = 0; tile < length; tile += TILE) {
-        // The tile has landed, and nobody reads the other stage any more.
+        // 1  The queries, by way of the second stage, which is free until the second tile is asked for.
+        copy_rows<OWN>(shared + STAGE, sequence, job.tile.first, length, 3 * job.width);
+        copy_keys(shared, sequence, job, 0);
         cp_async_wait<0>();
         __syncthreads();
-        if (tile + TILE < length) copy_keys(shared, sequence, job, tile + TILE);
-        if (job.warp_rows == 0) continue;
-        const bf16* k = shared + tile / TILE % 2 * STAGE;
-        const u32 live = min(length - tile, static_cast<u32>(TILE));
+        Strip q[STRIPS];
+        load_strips(q, shared + STAGE + job.warp_first * D);
 
-        // 2  Dropout's bits. They depend on nothing, so they can be drawn while the tensor cores work for other warps.
-        u32 kept[STRIPS];
-        draw_kept(kept, drop, job, tile);
-        // Not unrolled: there is no register to spare for a second part's addresses.
+        Sums sums[STRIPS];
+        clear(sums);
+        Softmax softmax;
+        fill(softmax.shift, -infinity());
+        fill(softmax.sum, 0.0f);
+
+        for (u32 tile = 0; tile < length; tile += TILE) {
+            // The tile has landed, and nobody reads the other stage any more.
+            cp_async_wait<0>();
+            __syncthreads();
+            if (tile + TILE < length) copy_keys(shared, sequence, job, tile + TILE);
+            if (job.warp_rows == 0) continue;
+            const bf16* k = shared + tile / TILE % 2 * STAGE;
+            const u32 live = min(length - tile, static_cast<u32>(TILE));
+
+            // 2  Dropout's bits. They depend on nothing, so they can be drawn while the tensor cores work for other warps.
+            u32 kept[STRIPS];
+            draw_kept(kept, drop, job, tile);
+            // Not unrolled: there is no register to spare for a second part's addresses.
 #pragma unroll 1
-        for (u32 first = 0; first < live; first += 16, k += 16 * D) {
-            // 3  scores = q kᵀ
-            Square scores[STRIPS];
-            multiply_rows(scores, q, k);
-            if (first + 16 > live) mask_keys(scores, live - first);
-            raise(softmax, sums, scores);
-            // 4  ctx += (keep ∘ probabilities) v
-            u32 weights[STRIPS][4];
+            for (u32 first = 0; first < live; first += 16, k += 16 * D) {
+                // 3  scores = q kᵀ
+                Square scores[STRIPS];
+                multiply_rows(scores, q, k);
+                if (first + 16 > live) mask_keys(scores, live - first);
+                raise(softmax, sums, scores);
+                // 4  ctx += (keep ∘ probabilities) v
+                u32 weights[STRIPS][4];
 #pragma unroll
-            for (int s = 0; s < STRIPS; s++) {
-                probabilities(scores[s], softmax.shift[s], softmax.sum[s], kept[s]);
-                kept[s] = next_part_of_queries(kept[s]);
-                as_weights(weights[s], scores[s]);
+                for (int s = 0; s < STRIPS; s++) {
+                    probabilities(scores[s], softmax.shift[s], softmax.sum[s], kept[s]);
+                    kept[s] = next_part_of_queries(kept[s]);
+                    as_weights(weights[s], scores[s]);
+                }
+                multiply_columns(sums, weights, k + TILE_SIZE);
             }
-            multiply_columns(sums, weights, k + TILE_SIZE);
         }
-    }
-    if (job.warp_rows == 0) return;
+        if (job.warp_rows == 0) return;
 
-    // 5  The sums become rows of ctx, by way of the stage that the last tile is not in.
-    float factor[STRIPS][2];
-    finish(softmax, job, heads, drop.keep_scale, lse, factor);
-    bf16* own = shared + ceil_div(length, TILE) % 2 * STAGE + job.warp_first * D;
-    put_rows(own, sums, factor);
-    bf16* out = ctx + static_cast<u64>(job.first_row() + job.warp_first) * job.width + job.head * D;
-    save_rows(out, job.width, own, job.warp_rows, [](const Vec<bf16, 8>&) {});
+        // 5  The sums become rows of ctx, by way of the stage that the last tile is not in.
+        float factor[STRIPS][2];
+        finish(softmax, job, heads, drop.keep_scale, lse, factor);
+        bf16* own = shared + ceil_div(length, TILE) % 2 * STAGE + job.warp_first * D;
+        put_rows(own, sums, factor);
+        bf16* out = ctx + static_cast<u64>(job.first_row() + job.warp_first) * job.width + job.head * D;
+        save_rows(out, job.width, own, job.warp_rows, [](const Vec<bf16, 8>&) {});
+    });
 }

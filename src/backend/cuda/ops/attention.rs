@@ -111,9 +111,12 @@ impl Heads {
         Ok(Heads { tokens, width, heads: dim("H", heads), size })
     }
 
-    /// Blocks for each head of each tile there may be.
+    /// Blocks for each head of twice as many tiles as a full batch of long sequences has, or of all there may be. Others, of a
+    /// batch of very short ones, wait their turn; a block for each of them would mostly find nothing to do, as a batch has
+    /// room for many more sequences than it holds.
     fn grid(&self, batch: &Batch) -> [usize; 3] {
-        [batch.tile_capacity() * self.heads.size, 1, 1]
+        let tiles = batch.tile_capacity().min(2 * batch.capacity().tokens.div_ceil(TILE));
+        [tiles * self.heads.size, 1, 1]
     }
 }
 
