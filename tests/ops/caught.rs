@@ -1,5 +1,7 @@
 //! A device that is wrong is caught, whatever is wrong with it: the simulated GPU, spoilt.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use handbert::backend::Result;
@@ -85,6 +87,32 @@ fn a_write_where_nothing_may_be_written() {
     let strayed = |fault: &Fault| matches!(fault, Fault::Broken { what } if what.contains("between the spans"));
     assert!(faults(&report, "adamw").any(strayed), "{report}");
     assert_eq!(faults(&report, "grad_norm").count(), 0);
+}
+
+#[test]
+fn weights_that_products_read_one_update_late() {
+    const COMPUTE: usize = 1;
+    // What they were, by address.
+    let held: Mutex<HashMap<u64, Vec<u8>>> = Mutex::default();
+    let late: AfterLaunch = Box::new(move |device, launch| {
+        if launch.kernel.name != "adamw" {
+            return Ok(());
+        }
+        let (region, _) = launch.args[COMPUTE].memory().expect("weights in bf16");
+        let mut new = vec![0; region.bytes()];
+        device.download(region, &mut new)?;
+        match held.lock().expect("nothing panics with the lock").insert(region.address(), new) {
+            Some(old) if old.len() == region.bytes() => device.upload(&old, region),
+            _ => Ok(()),
+        }
+    });
+    let Some(report) = found(None, late, Effort::Quick, Family::Optimizer) else { return };
+    assert!(report.rows.iter().all(|row| row.share <= 1.0), "{report}");
+    for failure in &report.failures {
+        let Fault::Broken { what } = &failure.fault else { panic!("{failure}") };
+        assert!(what.starts_with("products read "), "{failure}");
+    }
+    assert!(faults(&report, "adamw").count() > 3, "{report}");
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! grad_norm and adamw.
 
 use super::linear::rows_only;
-use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateLimits, UpdateSpan};
+use crate::backend::{
+    AdamW, Backend, Capacity, Linear, Precision, Result, Rows, Span, Tally, UpdateLimits, UpdateSpan,
+};
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
 use crate::check::random::Random;
 use crate::check::reference::optimizer::{State, adamw, grad_norm};
-use crate::check::reference::{Scalar, cast, widen};
+use crate::check::reference::{Scalar, cast, rounded, widen};
 use crate::check::room::Room;
 
 const HYPER: AdamW = AdamW {
@@ -72,6 +74,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 struct Updates {
     hyper: AdamW,
     spans: Vec<UpdateSpan>,
+    /// All of it as one layer: spans and gaps are its weight, zeros at the end its bias.
     w: Vec<f32>,
     m: Vec<f32>,
     v: Vec<f32>,
@@ -81,6 +84,9 @@ struct Updates {
 
 const STEPS: usize = 10;
 
+/// Columns of the layer that the parameters are.
+const INPUTS: usize = 64;
+
 fn updates(lens: &[usize], hyper: AdamW, scale: f32) -> Updates {
     let mut random = Random::new(lens.len() as u32);
     let (mut spans, mut end) = (Vec::new(), 64);
@@ -88,16 +94,35 @@ fn updates(lens: &[usize], hyper: AdamW, scale: f32) -> Updates {
         spans.push(UpdateSpan { span: Span { offset: end, len }, decay: i % 2 == 0 });
         end = (end + len + 1usize).next_multiple_of(64);
     }
+    // Products come in tiles of 64 columns.
+    let weight = end.next_multiple_of(64 * INPUTS);
+    end = weight + weight / INPUTS;
     let inside = |values: Vec<f32>, gap: f32| {
         let within = |i: usize| spans.iter().any(|s| s.span.range().contains(&i));
         values.into_iter().enumerate().map(|(i, x)| if within(i) { x } else { gap }).collect::<Vec<f32>>()
     };
-    let w = inside(random.normals(end, 1.0), CANARY);
+    let mut w = inside(random.normals(end, 1.0), CANARY);
+    w[weight..].fill(0.0);
     // A run that goes on: moments are not zero.
     let m = inside(random.normals(end, 0.1 * scale), CANARY);
     let v = inside(random.normals(end, 0.1 * scale).into_iter().map(|x| x * x).collect(), CANARY);
     let grads = (0..STEPS).map(|_| inside(random.normals(end, scale), 0.0)).collect();
     Updates { hyper, spans, w, m, v, grads }
+}
+
+impl Updates {
+    /// The parameters as products read them: a row of the identity times the layer is a column of its weight.
+    fn read_by_products<B: Backend>(&self, room: &Room<'_, B>, w: &B::Weights) -> Result<Vec<f32>> {
+        let outputs = self.w.len() / (INPUTS + 1);
+        let weight = Span { offset: 0, len: outputs * INPUTS };
+        let bias = Span { offset: weight.len, len: outputs };
+        let mut identity = vec![0.0; INPUTS * INPUTS];
+        identity.iter_mut().step_by(INPUTS + 1).for_each(|x| *x = 1.0);
+        let (x, mut y) = (room.mat(Rows::Tokens, INPUTS, &identity)?, room.empty(Rows::Tokens, outputs)?);
+        room.be.linear(&x, w, &Linear { weight, bias, inputs: INPUTS, outputs }, &mut y)?;
+        let y = room.be.read_mat(&y)?;
+        Ok((0..weight.len).map(|i| y[i % INPUTS * outputs + i / INPUTS]).collect())
+    }
 }
 
 impl OpCase for Updates {
@@ -113,7 +138,7 @@ impl OpCase for Updates {
     }
 
     fn counts(&self) -> Capacity {
-        rows_only(1)
+        rows_only(INPUTS)
     }
 
     fn reference<T: Scalar>(&self) -> Values {
@@ -150,12 +175,20 @@ impl OpCase for Updates {
             be.adamw(&mut w, &grads, &mut m, &mut v, &self.spans, &hyper, &tally)?;
         }
         let mut outputs = Outputs::default();
-        for (name, values) in [("w", be.read_weights(&w)?), ("m", be.read_flat(&m)?), ("v", be.read_flat(&v)?)] {
+        let (master, m, v) = (be.read_weights(&w)?, be.read_flat(&m)?, be.read_flat(&v)?);
+        for (name, values, before) in [("w", &master, &self.w), ("m", &m, &self.m), ("v", &v, &self.v)] {
             let inside = |i: usize| self.spans.iter().any(|s| s.span.range().contains(&i));
-            let strayed = (0..values.len()).find(|&i| values[i].to_bits() != CANARY.to_bits() && !inside(i));
+            let strayed = (0..values.len()).find(|&i| values[i].to_bits() != before[i].to_bits() && !inside(i));
             outputs.promise(strayed.is_none(), || format!("{name} was written between the spans, at {strayed:?}"));
             outputs.push(name, self.spans.iter().flat_map(|s| widen(&values[s.span.range()])).collect());
         }
+        let kept = |w: f32| if be.precision() == Precision::Bf16 { rounded(w) } else { w };
+        let read = self.read_by_products(room, &w)?;
+        let stale = (0..read.len()).find(|&i| read[i] != kept(master[i]));
+        outputs.promise(stale.is_none(), || {
+            let i = stale.unwrap_or_default();
+            format!("products read {} where w[{i}] is {}", read[i], master[i])
+        });
         Ok(outputs)
     }
 }
