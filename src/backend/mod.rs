@@ -391,9 +391,11 @@ pub trait Backend: Memory {
     ) -> Result<()>;
 
     /// y[i] = x[row i of the pick].  x [N, C], y [M, C] or [B, C]
+    /// An empty sequence has no first row: under [`Pick::First`] its row of y is 0.
     fn gather_rows(&self, x: &Self::Mat, batch: &Self::Batch, pick: Pick, y: &mut Self::Mat) -> Result<()>;
 
-    /// d_x = 0, then d_x[row i of the pick] = d_y[i]. The picked rows are distinct.
+    /// d_x = 0, then d_x[row i of the pick] = d_y[i]. The picked rows are distinct; what an empty sequence's d_y[i] holds
+    /// goes nowhere.
     fn scatter_rows(&self, d_y: &Self::Mat, batch: &Self::Batch, pick: Pick, d_x: &mut Self::Mat) -> Result<()>;
 
     /// logits = x Wᵀ + b over the vocabulary, chunk of rows by chunk; adds the cross-entropy of

@@ -58,7 +58,7 @@ macro_rules! stamp {
                 gelu: Gelu 9,
                 attention: Attention 23,
                 layernorm: LayerNorm 35,
-                rows: Rows 30,
+                rows: Rows 31,
                 vocabulary: Vocabulary 14,
                 classes: Classes 44,
                 top_k: TopK 7,
