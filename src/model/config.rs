@@ -22,7 +22,8 @@ pub struct Config {
     pub vocab_size: usize,
     /// P, rows of the position table.
     pub max_position_embeddings: usize,
-    /// Whether the position table starts as sines (it is a parameter all the same).
+    /// Whether the position table starts as sines. It is a parameter that trains all the same, where `transformers` keeps it
+    /// fixed.
     pub sinusoidal_pos_embds: bool,
     /// Number of blocks.
     pub n_layers: usize,
