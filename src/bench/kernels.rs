@@ -11,9 +11,6 @@ use super::shapes::Lengths;
 use crate::backend::{Backend, Result};
 use crate::model::{Config, Head, Mode};
 
-/// The most sets of operands.
-const MOST_SETS: usize = 256;
-
 /// The most calls on operands that they change in place, before these are written anew: they fade, or grow, but keep their
 /// digits, and a CPU is not slowed by denormal numbers.
 pub const MOST_IN_PLACE: usize = 64;
@@ -136,10 +133,7 @@ impl Wanted<'_> {
     }
 
     fn time<B: Backend>(&self, operands: &mut Operands<'_, B>, call: &Call<B>, bytes: f64) -> Result<Timing> {
-        let has_own = !call.mats.is_empty();
-        let cold = (self.effort.cold_bytes / bytes).ceil() as usize;
-        let count = if has_own { cold.clamp(1, MOST_SETS) } else { 1 };
-        let sets = call.ready(operands, count)?;
+        let sets = call.ready(operands, call.cold_sets(self.effort, bytes))?;
         time(operands.be, self.effort, &mut Calls { operands, call, sets })
     }
 }
