@@ -23,7 +23,7 @@ pub struct Buffer {
 impl Buffer {
     /// `len` zeros; `what` is for the error message.
     pub fn zeros(len: usize, what: &'static str) -> Result<Buffer> {
-        let bytes = len * size_of::<f32>();
+        let bytes = len.saturating_mul(size_of::<f32>());
         if bytes == 0 {
             return Ok(Buffer::default());
         }
@@ -77,7 +77,7 @@ pub struct Mat {
 
 impl Mat {
     fn zeros(capacity: usize, cols: usize) -> Result<Mat> {
-        Ok(Mat { buffer: Buffer::zeros(capacity * cols, "activations")?, capacity, rows: 0, cols })
+        Ok(Mat { buffer: Buffer::zeros(capacity.saturating_mul(cols), "activations")?, capacity, rows: 0, cols })
     }
 
     /// Live rows.
@@ -163,11 +163,15 @@ pub struct CpuArena {
 
 impl CpuArena {
     /// Checks that what was planned can be had, all at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn new(plan: &Planner) -> Result<CpuArena> {
-        let elements = |shapes: &[(Rows, usize)]| -> usize {
-            shapes.iter().map(|&(rows, cols)| plan.capacity.of(rows) * cols).sum()
-        };
-        Buffer::zeros(elements(&plan.mats) + elements(&plan.stats), "activations")?;
+        // Beyond what a number holds is beyond any memory.
+        let size = |&(rows, cols): &(Rows, usize)| plan.capacity.of(rows).saturating_mul(cols);
+        let elements = plan.mats.iter().chain(&plan.stats).map(size).fold(0, usize::saturating_add);
+        Buffer::zeros(elements, "activations")?;
         Ok(CpuArena { capacity: plan.capacity })
     }
 }
@@ -188,5 +192,22 @@ impl Arena for CpuArena {
 
     fn stats(&mut self, rows: Rows, cols: usize) -> Mat {
         self.mat(rows, cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_number_holds_are_out_of_memory() {
+        for tokens in [1 << 40, 1 << 60, 1 << 63, usize::MAX] {
+            let mut plan = Planner::new(Capacity { tokens, sequences: tokens, masked: 0 });
+            plan.mat(Rows::Tokens, 768);
+            plan.mat(Rows::Sequences, 1 << 20);
+            plan.stats(Rows::Tokens, 2);
+            assert!(matches!(CpuArena::new(&plan), Err(Error::OutOfMemory { .. })), "{tokens} tokens");
+            assert!(matches!(Mat::zeros(tokens, 1 << 20), Err(Error::OutOfMemory { .. })), "{tokens} tokens");
+        }
     }
 }
