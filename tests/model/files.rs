@@ -210,6 +210,27 @@ fn a_missing_head_is_fresh_where_one_is_wanted() {
 }
 
 #[test]
+fn of_two_heads_the_one_that_is_wanted_is_taken() {
+    let both = ModelDir::with_tensors("classifier", |tensors| {
+        let mlm = read_raw(&ModelDir::copy("mlm").weights());
+        tensors.extend(mlm.into_iter().filter(|(name, _)| name.starts_with("vocab_")));
+    });
+    let mlm = both.load(&Wanted::Mlm).unwrap();
+    assert!(mlm.fresh.is_empty() && mlm.config.labels.is_empty(), "{:?}", mlm.fresh);
+    assert_eq!((mlm.head, mlm.unused.len()), (Head::Mlm, 4));
+    let transform = "vocab_transform.weight";
+    assert_eq!(values(&mlm, transform), values(&load("mlm", &Wanted::AsSaved), transform));
+
+    let labels = ["LABEL_0", "LABEL_1", "LABEL_2"];
+    for wanted in [Wanted::AsSaved, classes(&labels)] {
+        let classifier = both.load(&wanted).unwrap();
+        assert!(classifier.fresh.is_empty());
+        assert_eq!((classifier.head, classifier.unused.len()), (Head::Classifier { classes: 3 }, 5));
+        assert_eq!(classifier.config.labels, labels);
+    }
+}
+
+#[test]
 fn a_classifier_keeps_its_head_only_for_the_classes_it_knows() {
     let saved = load("classifier", &Wanted::AsSaved);
     assert_eq!(saved.config.labels, ["LABEL_0", "LABEL_1", "LABEL_2"]);
