@@ -5,8 +5,9 @@
 //!
 //! * Matrices are row-major. A [`Memory::Mat`] is allocated for a fixed number of rows, of one of
 //!   three kinds ([`Rows`]); how many of them are live is a property of the batch at hand. An op
-//!   reads and writes live rows only, and gives its outputs the live rows of its inputs. Matrices of one
-//!   kind that are in use together have the same number of live rows.
+//!   reads and writes live rows only, and gives its outputs the live rows of its inputs; but a product of a
+//!   library that sums over all rows may first set those of its inputs that are not live to zero. Matrices
+//!   of one kind that are in use together have the same number of live rows.
 //! * Gradients of parameters accumulate (`+=`); gradients of activations are written, or added
 //!   where the signature says [`Into::Add`].
 //! * A bias gradient is the column sum of the gradient of a linear layer's output. The op that
@@ -361,7 +362,7 @@ pub trait Backend: Memory {
     /// d = d ∘ gelu'(pre), in place;  d_bias += Σ_rows d.
     fn gelu_backward(&self, pre: &Self::Mat, bias: Span, grads: &mut Self::Flat, d: &mut Self::Mat) -> Result<()>;
 
-    /// ctx = keep ∘ softmax(q kᵀ / √D) v, for each head of each sequence.
+    /// ctx = (keep ∘ softmax(q kᵀ / √D)) v, for each head of each sequence.
     /// qkv [N, 3C] (q, then k, then v; head h at columns hD..), lse [N, H] (log-sum-exp of the scaled
     /// scores, saved for the backward pass), ctx [N, C].
     fn attention(

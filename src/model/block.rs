@@ -12,7 +12,7 @@ pub struct BlockActs<M, S> {
     pub lse: S,
     /// Attention's output, heads side by side. [N, C]
     pub ctx: M,
-    /// Output projection, before the residual. [N, C]
+    /// Output projection, before the residual; then the second linear layer's output, before its own. [N, C]
     pub projected: M,
     /// x + projected. [N, C]
     pub attention_sum: M,
