@@ -77,6 +77,10 @@ impl Wanted<'_> {
     }
 
     /// Every call of a pass.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for the model's buffers. A call that fails is a [`Measurement`] without a time.
     pub fn pass<B: Backend>(
         &self, be: &B, head: Head, mode: Mode, done: &mut dyn FnMut(&Measurement),
     ) -> Result<Vec<Measurement>> {
@@ -88,6 +92,10 @@ impl Wanted<'_> {
 
     /// Every call of a step of masked-language modelling, then those beside it: the loss without gradients, the classifier's
     /// head, attention on sequences of one length.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Wanted::pass`].
     pub fn everything<B: Backend>(&self, be: &B, done: &mut dyn FnMut(&Measurement)) -> Result<Vec<Measurement>> {
         let of = |load: &_, head, mode| ops(self.config, head, load, mode, be.precision());
         let mixed = |call: &Call<B>| call.lengths == Lengths::Mixed;

@@ -42,6 +42,10 @@ pub fn random_batches(config: &Config, lengths: Lengths, tokens: usize, seed: u6
 }
 
 /// The first batches that `train mlm` would make of a token set.
+///
+/// # Errors
+///
+/// Those of reading the token set and its tokenizer, and of a plan that does not fit it.
 pub fn real_batches(set: &TokenSet, batching: &Batching, count: usize, seed: u64) -> train::Result<Vec<MicroBatch>> {
     let (task, tokenizer) = (Task::MLM, set.tokenizer()?);
     let packing = batching.pack_plan(&task, Subset::Train, Shuffle::Shuffled { seed });
@@ -129,6 +133,10 @@ pub struct Steps {
 /// than is timed. The first is computed op by op, the
 /// second is the first that a backend that records replays. The optimizer has its defaults, the learning rate stays at its
 /// peak.
+///
+/// # Errors
+///
+/// Those of a training step, and of making its model.
 pub fn train<B: Backend>(be: &B, plan: &Plan<'_>) -> train::Result<Steps> {
     let groups: Vec<Group> = plan.batches.iter().cloned().map(shapes::group).collect();
     let model = plan.model(be, Head::Mlm)?;
@@ -173,6 +181,10 @@ impl Timeline {
 }
 
 /// Batches through a classifier of two classes, from ids on the host to probabilities on the host, one after the other.
+///
+/// # Errors
+///
+/// Those of a pass, and of making its model.
 pub fn predict<B: Backend>(be: &B, plan: &Plan<'_>) -> crate::predict::Result<Paces> {
     let model = plan.model(be, Head::Classifier { classes: 2 })?;
     let Capacity { tokens, sequences, .. } = plan.capacity();

@@ -22,6 +22,10 @@ pub struct Buffer {
 
 impl Buffer {
     /// `len` zeros; `what` is for the error message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn zeros(len: usize, what: &'static str) -> Result<Buffer> {
         let bytes = len.saturating_mul(size_of::<f32>());
         if bytes == 0 {
@@ -37,6 +41,10 @@ impl Buffer {
     }
 
     /// The first `len` values of scratch memory, which grows to hold them. What they are is left over from earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn scratch(&mut self, len: usize) -> Result<&mut [f32]> {
         if self.len < len {
             // Dropped first, so that old and new need not fit together.
@@ -101,6 +109,10 @@ impl Mat {
     }
 
     /// Checks that an input has the shape wanted, each dimension under its name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn expect(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
         if (self.rows, self.cols) == (rows.size, cols.size) {
             Ok(())
@@ -110,6 +122,10 @@ impl Mat {
     }
 
     /// Gives an output its live rows, after checking that it can hold them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn prepare(&mut self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
         if rows.size > self.capacity || self.cols != cols.size {
             self.rows = self.capacity;
@@ -128,6 +144,10 @@ pub struct Flat {
 
 impl Flat {
     /// `len` zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn zeros(len: usize) -> Result<Flat> {
         Ok(Flat { values: Buffer::zeros(len, "parameters")? })
     }
@@ -143,12 +163,20 @@ impl Flat {
     }
 
     /// The elements of a span, which must hold `len` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn span(&self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&[f32]> {
         check_span(op, what, span, len, self.values.len())?;
         Ok(&self.values[span.range()])
     }
 
     /// The elements of a span, which must hold `len` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn span_mut(&mut self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&mut [f32]> {
         check_span(op, what, span, len, self.values.len())?;
         Ok(&mut self.values[span.range()])

@@ -72,6 +72,10 @@ impl<B: Backend> Call<B> {
     }
 
     /// So many sets of what it works on, with its batch at hand and what has to come before it computed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend: no memory for so many sets, or an op that fails.
     pub fn ready(&self, operands: &mut Operands<'_, B>, count: usize) -> Result<Vec<Set<B>>> {
         let mut sets = operands.sets(self.mats, self.stats, count, self.lengths)?;
         operands.upload(self.lengths)?;

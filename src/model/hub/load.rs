@@ -78,6 +78,11 @@ impl Kind {
 ///
 /// Reads f32, f16, bf16 and f64, with or without the `distilbert.` prefix, with or without the tied projection. Every
 /// tensor must be there in the shape that config.json asks for, and no other.
+///
+/// # Errors
+///
+/// [`Error::Config`], [`Error::File`], [`Error::Tensor`] or [`Error::Io`] for what cannot be read or does not fit; [`Error::Head`] for a
+/// bare encoder that is wanted as it was saved.
 pub fn load(dir: &Path, wanted: &Wanted, seed: u64) -> Result<Loaded> {
     let mut config = read_config(dir)?;
     let weights = Weights::open(dir)?;
