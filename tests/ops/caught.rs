@@ -192,7 +192,8 @@ fn an_update_that_goes_by_the_norm_alone() {
         let (step, tally) = (held::<f32>(device, step)?, held::<f64>(device, tally)?);
         let (loss, weight, norm) = (tally[0], tally[1], tally[4]);
         let (loss_limit, norm_limit) = (step[8], step[9]);
-        if norm as f32 <= norm_limit && !(loss <= f64::from(loss_limit) * weight) {
+        let most = f64::from(loss_limit) * weight;
+        if norm as f32 <= norm_limit && (loss > most || loss.is_nan()) {
             // The first value of the first span.
             device.upload(&1.0f32.to_le_bytes(), w.part(64 * 4, 4))?;
             device.upload(&bf16::ONE.to_le_bytes(), compute.part(64 * 2, 2))?;
