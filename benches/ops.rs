@@ -11,6 +11,7 @@ use handbert::backend::Memory;
 use handbert::backend::cpu::Cpu;
 use handbert::bench::calls;
 use handbert::bench::kernels::MOST_IN_PLACE;
+use handbert::bench::measure::Effort;
 use handbert::bench::operands::Operands;
 use handbert::bench::ops::{Op, ops};
 use handbert::bench::shapes::{Lengths, base_config};
@@ -22,6 +23,7 @@ fn main() {
     let mut criterion =
         Criterion::default().configure_from_args().sample_size(10).warm_up_time(Duration::from_millis(500));
     let (be, config, mode) = (Cpu::new(), base_config(), Mode::Training);
+    let effort = Effort::full(be.precision());
     let mut operands = Operands::new(&be, &config, Head::Mlm, TOKENS, mode).expect("memory for a model");
     let ops = ops(&config, Head::Mlm, &operands.load(Lengths::Mixed), mode, be.precision());
     let mut group = criterion.benchmark_group("base, 4096 tokens");
@@ -37,14 +39,17 @@ fn main() {
         });
         let mut sets = None;
         group.bench_function(format!("{} ({times} a step)", call.name), |bencher| {
-            let sets = sets.get_or_insert_with(|| call.ready(&mut operands, 1).expect(call.name));
+            let count = call.cold_sets(&effort, bytes);
+            let sets = sets.get_or_insert_with(|| call.ready(&mut operands, count).expect(call.name));
+            let at_once = MOST_IN_PLACE * sets.len();
             bencher.iter_custom(|calls| {
                 let mut spent = Duration::ZERO;
-                for begin in (0..calls).step_by(MOST_IN_PLACE) {
+                for begin in (0..calls).step_by(at_once) {
                     operands.refresh(sets, call.lengths).expect(call.name);
                     let clock = Instant::now();
-                    for _ in begin..calls.min(begin + MOST_IN_PLACE as u64) {
-                        (call.run)(&mut operands, &mut sets[0]).expect(call.name);
+                    for number in begin..calls.min(begin + at_once as u64) {
+                        (call.run)(&mut operands, &mut sets[number as usize % count]).expect(call.name);
+                        operands.number += 1;
                     }
                     spent += clock.elapsed();
                 }

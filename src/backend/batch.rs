@@ -51,6 +51,10 @@ impl Groups {
 }
 
 /// Every rule that a batch keeps; the error says which it breaks, and where.
+///
+/// # Errors
+///
+/// [`Error::Capacity`], or [`Error::Batch`] for any other rule.
 pub fn check(view: &BatchView<'_>, limits: &BatchLimits, capacity: &Capacity) -> Result<()> {
     let tokens = view.ids.len();
     let Some(sequences) = view.cu_seqlens.len().checked_sub(1) else {
@@ -125,6 +129,10 @@ fn wrong(why: String) -> Result<()> {
 }
 
 /// Checks that every target is below `vocab`.
+///
+/// # Errors
+///
+/// [`Error::Batch`]
 pub fn check_targets(op: &str, targets: &[u32], vocab: usize) -> Result<()> {
     match targets.iter().position(|&t| t as usize >= vocab) {
         None => Ok(()),
@@ -133,6 +141,10 @@ pub fn check_targets(op: &str, targets: &[u32], vocab: usize) -> Result<()> {
 }
 
 /// Checks that every label is below `classes`.
+///
+/// # Errors
+///
+/// [`Error::Batch`]
 pub fn check_labels(op: &str, labels: &[i32], classes: usize) -> Result<()> {
     match labels.iter().position(|&l| l >= 0 && l as usize >= classes) {
         None => Ok(()),

@@ -5,8 +5,9 @@
 //!
 //! * Matrices are row-major. A [`Memory::Mat`] is allocated for a fixed number of rows, of one of
 //!   three kinds ([`Rows`]); how many of them are live is a property of the batch at hand. An op
-//!   reads and writes live rows only, and gives its outputs the live rows of its inputs. Matrices of one
-//!   kind that are in use together have the same number of live rows.
+//!   reads and writes live rows only, and gives its outputs the live rows of its inputs; but a product of a
+//!   library that sums over all rows may first set those of its inputs that are not live to zero. Matrices
+//!   of one kind that are in use together have the same number of live rows.
 //! * Gradients of parameters accumulate (`+=`); gradients of activations are written, or added
 //!   where the signature says [`Into::Add`].
 //! * A bias gradient is the column sum of the gradient of a linear layer's output. The op that
@@ -222,6 +223,11 @@ impl Arena for Planner {
 }
 
 /// What a backend keeps and how the host reaches it.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`] or [`Error::GpuMemory`] of what allocates, [`Error::Gpu`] or [`Error::Launch`] of a device that
+/// fails. What else a method refuses stands with it.
 pub trait Memory {
     /// Activations, [rows, cols], in the compute type.
     type Mat;
@@ -257,8 +263,13 @@ pub trait Memory {
     /// Room for batches up to `capacity`.
     fn batch(&self, capacity: Capacity) -> Result<Self::Batch>;
     /// Puts a batch where the ops can see it, after checking it against `limits` and its capacity.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Capacity`], or [`Error::Batch`] for any other rule that it breaks.
     fn upload(&self, view: &BatchView<'_>, limits: &BatchLimits, batch: &mut Self::Batch) -> Result<()>;
-    /// Weights with these values, in table order.
+    /// Weights with these values, in table order: as many as [`flat_len`](crate::model::ParamTable::flat_len) says, the gaps
+    /// between tensors included. Ops refuse spans that end beyond them.
     fn weights(&self, values: &[f32]) -> Result<Self::Weights>;
     /// The master copy.
     fn read_weights(&self, weights: &Self::Weights) -> Result<Vec<f32>>;
@@ -267,19 +278,34 @@ pub trait Memory {
     /// The buffer's values.
     fn read_flat(&self, flat: &Self::Flat) -> Result<Vec<f32>>;
     /// Overwrites the buffer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for values of another length.
     fn write_flat(&self, flat: &mut Self::Flat, values: &[f32]) -> Result<()>;
     /// Sets the buffer to zero.
     fn zero(&self, flat: &mut Self::Flat) -> Result<()>;
     /// Overwrites a buffer with another of the same length, where they are.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for another length.
     fn copy(&self, from: &Self::Flat, to: &mut Self::Flat) -> Result<()>;
     /// Live rows of a matrix as f32, row-major.
     fn read_mat(&self, mat: &Self::Mat) -> Result<Vec<f32>>;
     /// Makes the first `rows` rows live and sets them to `values`, row-major. Rows beyond keep what they held.
-    /// `rows` above the matrix's capacity, or a length other than rows × columns, is [`Error::Shape`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`] for rows above the matrix's capacity, or a length other than rows × columns.
     fn write_mat(&self, mat: &mut Self::Mat, rows: usize, values: &[f32]) -> Result<()>;
     /// Live rows of statistics, row-major.
     fn read_stats(&self, stats: &Self::Stats) -> Result<Vec<f32>>;
     /// [`Memory::write_mat`] for statistics.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Memory::write_mat`].
     fn write_stats(&self, stats: &mut Self::Stats, rows: usize, values: &[f32]) -> Result<()>;
     /// A tally of zeros.
     fn tally(&self) -> Result<Self::Tally>;
@@ -321,6 +347,12 @@ pub struct BatchLimits {
 ///
 /// Letters: N packed tokens, B sequences, C width, H heads, D = C / H, F feed-forward width,
 /// V vocabulary, M masked positions, K classes. R is any of N, B, M.
+///
+/// # Errors
+///
+/// [`Error::Shape`] for an argument, or a span, of another shape than stands with the op; [`Error::OutOfMemory`] or
+/// [`Error::GpuMemory`] where working memory does not suffice; [`Error::Module`], [`Error::Launch`] or [`Error::Gpu`] of a
+/// device that fails. What else an op refuses stands with it.
 #[allow(clippy::too_many_arguments)]
 pub trait Backend: Memory {
     /// y = keep ∘ LayerNorm(word[ids] + position[position_ids]).  y [N, C], stats [N, 2] (mean, rstd)
@@ -361,7 +393,7 @@ pub trait Backend: Memory {
     /// d = d ∘ gelu'(pre), in place;  d_bias += Σ_rows d.
     fn gelu_backward(&self, pre: &Self::Mat, bias: Span, grads: &mut Self::Flat, d: &mut Self::Mat) -> Result<()>;
 
-    /// ctx = keep ∘ softmax(q kᵀ / √D) v, for each head of each sequence.
+    /// ctx = (keep ∘ softmax(q kᵀ / √D)) v, for each head of each sequence.
     /// qkv [N, 3C] (q, then k, then v; head h at columns hD..), lse [N, H] (log-sum-exp of the scaled
     /// scores, saved for the backward pass), ctx [N, C].
     fn attention(
@@ -391,15 +423,21 @@ pub trait Backend: Memory {
     ) -> Result<()>;
 
     /// y[i] = x[row i of the pick].  x [N, C], y [M, C] or [B, C]
+    /// An empty sequence has no first row: under [`Pick::First`] its row of y is 0.
     fn gather_rows(&self, x: &Self::Mat, batch: &Self::Batch, pick: Pick, y: &mut Self::Mat) -> Result<()>;
 
-    /// d_x = 0, then d_x[row i of the pick] = d_y[i]. The picked rows are distinct.
+    /// d_x = 0, then d_x[row i of the pick] = d_y[i]. The picked rows are distinct; what an empty sequence's d_y[i] holds
+    /// goes nowhere.
     fn scatter_rows(&self, d_y: &Self::Mat, batch: &Self::Batch, pick: Pick, d_x: &mut Self::Mat) -> Result<()>;
 
     /// logits = x Wᵀ + b over the vocabulary, chunk of rows by chunk; adds the cross-entropy of
     /// `targets`, the target count and the top-1 hits to the tally. With `back`: d_logits =
     /// (softmax - onehot) × loss_scale, d_W += d_logitsᵀ x, d_bias += Σ_rows d_logits, d_x = d_logits W.
     /// x [M, C]; the logits [M, V] never exist as a whole.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Batch`] for a target from V on.
     fn vocab_cross_entropy(
         &self, x: &Self::Mat, batch: &Self::Batch, w: &Self::Weights, layer: &VocabProjection, tally: &mut Self::Tally,
         back: Option<LossGrads<'_, Self::Mat, Self::Flat>>,
@@ -418,6 +456,10 @@ pub trait Backend: Memory {
     /// nothing), against q = (1-ε) onehot + ε/K with ε = `smoothing`, from 0 to 1 (Szegedy et al. 2016, section 7).
     /// With `back`: d_logits = (softmax - q) × label_weight × loss_scale, and
     /// d_bias += Σ_rows d_logits for the layer that made the logits.  logits [B, K]
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Batch`] for a label from K on.
     fn class_cross_entropy(
         &self, logits: &Self::Mat, batch: &Self::Batch, bias: Span, smoothing: f32, tally: &mut Self::Tally,
         back: Option<LossGrads<'_, Self::Mat, Self::Flat>>,
@@ -429,6 +471,10 @@ pub trait Backend: Memory {
     /// Clips by the tally's norm and updates every span:
     /// m = β₁m + (1-β₁)g; v = β₂v + (1-β₂)g²; w -= lr (decay·w + m̂ / (√v̂ + ε)).
     /// A tally beyond the limits, or not finite, leaves everything as it was; see [`UpdateLimits::allow`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unset`] before [`Memory::set_hyper`], where a backend can tell.
     fn adamw(
         &self, w: &mut Self::Weights, grads: &Self::Flat, m: &mut Self::Flat, v: &mut Self::Flat, spans: &[UpdateSpan],
         hyper: &Self::Hyper, tally: &Self::Tally,

@@ -28,6 +28,10 @@ pub fn misfit(op: &'static str, what: &'static str, got: [usize; 2], expected: [
 }
 
 /// A span must hold `len` elements and lie within a buffer of `total`.
+///
+/// # Errors
+///
+/// [`Error::Shape`]
 pub fn check_span(op: &'static str, what: &'static str, span: Span, len: Dim, total: usize) -> Result<()> {
     let fits = span.offset.checked_add(span.len).is_some_and(|end| end <= total);
     if fits && span.len == len.size {
@@ -42,6 +46,10 @@ pub fn check_span(op: &'static str, what: &'static str, span: Span, len: Dim, to
 }
 
 /// Two flat buffers must be equally long.
+///
+/// # Errors
+///
+/// [`Error::Shape`]
 pub fn check_same_len(op: &'static str, what: &'static str, got: usize, expected: usize) -> Result<()> {
     if got == expected {
         return Ok(());

@@ -20,6 +20,10 @@ pub struct Measured {
 
 impl Measured {
     /// Measures both.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend: no memory for the buffers, or a device that fails.
     pub fn new<B: Backend>(be: &B, effort: &Effort) -> Result<Measured> {
         let values = Values::new();
         let copy = time(be, effort, &mut Copy::new(be, effort.copy_values, &values)?)?;

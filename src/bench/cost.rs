@@ -2,7 +2,9 @@
 //! ([`Precision`]), gradients, statistics and master weights f32.
 //!
 //! An op reads each of its inputs from memory once and writes each of its outputs once. Left out are biases, gammas and betas
-//! (a row each) and the partial sums on their way to their gradients: below 3 % of the bytes of any op.
+//! (a row each) and the partial sums on their way to their gradients: below 3 % of the bytes of any op but two. In bf16 a
+//! LayerNorm's backward pass writes and reads partials of 5 to 6 % of its bytes, most of them by way of the cache. The loss
+//! over the vocabulary reads and writes V sums for its bias with each chunk of rows: 0.24 MB beside 94 of logits in the cache.
 
 use crate::backend::Precision;
 

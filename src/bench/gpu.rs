@@ -203,7 +203,11 @@ pub static GPUS: [Gpu; 5] = [
 ];
 
 impl Gpu {
-    /// The card of this name, in any case; the error lists those there are.
+    /// The card of this name, in any case.
+    ///
+    /// # Errors
+    ///
+    /// The names that there are, for any other.
     pub fn by_id(id: &str) -> Result<&'static Gpu, String> {
         GPUS.iter().find(|gpu| gpu.id.eq_ignore_ascii_case(id)).ok_or_else(|| {
             let known: Vec<_> = GPUS.iter().map(|gpu| gpu.id).collect();

@@ -11,9 +11,6 @@ use super::shapes::Lengths;
 use crate::backend::{Backend, Result};
 use crate::model::{Config, Head, Mode};
 
-/// The most sets of operands.
-const MOST_SETS: usize = 256;
-
 /// The most calls on operands that they change in place, before these are written anew: they fade, or grow, but keep their
 /// digits, and a CPU is not slowed by denormal numbers.
 pub const MOST_IN_PLACE: usize = 64;
@@ -80,6 +77,10 @@ impl Wanted<'_> {
     }
 
     /// Every call of a pass.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for the model's buffers. A call that fails is a [`Measurement`] without a time.
     pub fn pass<B: Backend>(
         &self, be: &B, head: Head, mode: Mode, done: &mut dyn FnMut(&Measurement),
     ) -> Result<Vec<Measurement>> {
@@ -91,6 +92,10 @@ impl Wanted<'_> {
 
     /// Every call of a step of masked-language modelling, then those beside it: the loss without gradients, the classifier's
     /// head, attention on sequences of one length.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Wanted::pass`].
     pub fn everything<B: Backend>(&self, be: &B, done: &mut dyn FnMut(&Measurement)) -> Result<Vec<Measurement>> {
         let of = |load: &_, head, mode| ops(self.config, head, load, mode, be.precision());
         let mixed = |call: &Call<B>| call.lengths == Lengths::Mixed;
@@ -136,10 +141,7 @@ impl Wanted<'_> {
     }
 
     fn time<B: Backend>(&self, operands: &mut Operands<'_, B>, call: &Call<B>, bytes: f64) -> Result<Timing> {
-        let has_own = !call.mats.is_empty();
-        let cold = (self.effort.cold_bytes / bytes).ceil() as usize;
-        let count = if has_own { cold.clamp(1, MOST_SETS) } else { 1 };
-        let sets = call.ready(operands, count)?;
+        let sets = call.ready(operands, call.cold_sets(self.effort, bytes))?;
         time(operands.be, self.effort, &mut Calls { operands, call, sets })
     }
 }

@@ -94,8 +94,16 @@ pub trait Subject<B: Memory> {
     /// The most calls on a set before it has to be made anew.
     fn most_calls(&self) -> usize;
     /// Makes the call, with this set.
+    ///
+    /// # Errors
+    ///
+    /// Those of the op.
     fn call(&mut self, set: usize) -> Result<()>;
     /// Makes the sets anew.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
     fn refresh(&mut self) -> Result<()>;
 }
 
@@ -120,6 +128,10 @@ impl<B: Memory> Clock<'_, B> {
 }
 
 /// Times a call, after each of its sets has been used once.
+///
+/// # Errors
+///
+/// Those of the call and of the device.
 pub fn time<B: Memory>(be: &B, effort: &Effort, subject: &mut impl Subject<B>) -> Result<Timing> {
     let sets = subject.sets();
     let mut clock = Clock { be, tally: be.tally()? };

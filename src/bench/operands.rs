@@ -86,6 +86,10 @@ pub struct Operands<'a, B: Backend> {
 
 impl<'a, B: Backend> Operands<'a, B> {
     /// For a model with this head, on batches of `tokens` tokens; in inference nothing is dropped.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend: no memory for the buffers, or a device that fails.
     pub fn new(be: &'a B, config: &Config, head: Head, tokens: usize, mode: Mode) -> Result<Self> {
         let table = ParamTable::new(config, head);
         let classes = match head {
@@ -158,6 +162,10 @@ impl<'a, B: Backend> Operands<'a, B> {
     }
 
     /// Makes a batch the one that ops work on.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
     pub fn upload(&mut self, lengths: Lengths) -> Result<()> {
         let micro = &self.batches[lengths as usize];
         let targets = micro.batch.targets.len().max(1);
@@ -170,6 +178,10 @@ impl<'a, B: Backend> Operands<'a, B> {
     }
 
     /// Gradients as they were at first, and the tally with their norm.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
     pub fn reset(&mut self) -> Result<()> {
         let weights = weights(&self.config, &self.table, &self.values);
         self.be.write_flat(&mut self.grads, &weights)?;
@@ -189,6 +201,10 @@ impl<'a, B: Backend> Operands<'a, B> {
     }
 
     /// So many sets of matrices for a call, filled for a batch of these lengths; the batch has to be uploaded after that.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend: no memory for so many, or a device that fails.
     pub fn sets(
         &self, mats: &'static [Operand], stats: &[Operand], count: usize, lengths: Lengths,
     ) -> Result<Vec<Set<B>>> {
@@ -231,6 +247,10 @@ impl<'a, B: Backend> Operands<'a, B> {
     }
 
     /// Writes anew what calls change in place. The batch stays the one at hand: its counts are those written.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend.
     pub fn refresh(&self, sets: &mut [Set<B>], lengths: Lengths) -> Result<()> {
         let capacity = self.batch_capacity(lengths);
         let mut numbered = sets.iter_mut().enumerate();

@@ -42,6 +42,10 @@ pub fn random_batches(config: &Config, lengths: Lengths, tokens: usize, seed: u6
 }
 
 /// The first batches that `train mlm` would make of a token set.
+///
+/// # Errors
+///
+/// Those of reading the token set and its tokenizer, and of a plan that does not fit it.
 pub fn real_batches(set: &TokenSet, batching: &Batching, count: usize, seed: u64) -> train::Result<Vec<MicroBatch>> {
     let (task, tokenizer) = (Task::MLM, set.tokenizer()?);
     let packing = batching.pack_plan(&task, Subset::Train, Shuffle::Shuffled { seed });
@@ -125,9 +129,14 @@ pub struct Steps {
 }
 
 /// Steps of masked-language modelling from random weights, the one after the other as a run makes them: a step is settled
-/// when the passes of the next one are under way, so one more is made than is timed. The first is computed op by op, the
+/// at once where it is done by then, as on a CPU, else when the passes of the next one are under way, so one more is made
+/// than is timed. The first is computed op by op, the
 /// second is the first that a backend that records replays. The optimizer has its defaults, the learning rate stays at its
 /// peak.
+///
+/// # Errors
+///
+/// Those of a training step, and of making its model.
 pub fn train<B: Backend>(be: &B, plan: &Plan<'_>) -> train::Result<Steps> {
     let groups: Vec<Group> = plan.batches.iter().cloned().map(shapes::group).collect();
     let model = plan.model(be, Head::Mlm)?;
@@ -135,6 +144,9 @@ pub fn train<B: Backend>(be: &B, plan: &Plan<'_>) -> train::Result<Steps> {
     let mut trainer = Trainer::new(be, model, adam, plan.capacity(), plan.seed, Replay::WhenItCan)?;
     let mut steps = Timeline::new();
     for number in 0..=plan.warm_up + plan.timed {
+        if trainer.is_done(be)? {
+            steps.settled(trainer.settle(be)?);
+        }
         trainer.begin(be, &groups[plan.batch(number)])?;
         steps.settled(trainer.settle(be)?);
         trainer.complete(be, 1.0)?;
@@ -169,6 +181,10 @@ impl Timeline {
 }
 
 /// Batches through a classifier of two classes, from ids on the host to probabilities on the host, one after the other.
+///
+/// # Errors
+///
+/// Those of a pass, and of making its model.
 pub fn predict<B: Backend>(be: &B, plan: &Plan<'_>) -> crate::predict::Result<Paces> {
     let model = plan.model(be, Head::Classifier { classes: 2 })?;
     let Capacity { tokens, sequences, .. } = plan.capacity();
@@ -221,6 +237,17 @@ mod tests {
         assert_eq!(steps.paces.0[0].load, shapes::load(&batches[2]));
         assert!((steps.losses[0] - 100f64.ln()).abs() < 0.1, "{}", steps.losses[0]);
         assert!(steps.losses[32] < steps.losses[0]);
+    }
+
+    #[test]
+    fn a_step_takes_the_time_of_its_own_batch() {
+        let config = tiny();
+        let batch = |tokens| random_batches(&config, Lengths::Equal, tokens, 1).remove(0);
+        let batches = [batch(4096), batch(64)];
+        let plan = Plan { config: &config, batches: &batches, warm_up: 2, timed: 12, seed: 1 };
+        let paces = train(&Cpu::new(), &plan).unwrap().paces.0;
+        let of = |tokens| Paces(paces.iter().filter(|pace| pace.load.tokens == tokens).copied().collect()).median();
+        assert!(of(4096) > 3.0 * of(64), "{} s, {} s", of(4096), of(64));
     }
 
     #[test]

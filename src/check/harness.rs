@@ -17,8 +17,8 @@ pub struct Outputs {
     pub values: Values,
     /// Bits of whole outputs of which `values` holds a sample, each as one number.
     pub digests: Vec<(&'static str, u64)>,
-    /// What the op promises and did not keep.
-    pub broken: Vec<String>,
+    /// What is wrong with them before they are compared.
+    pub faults: Vec<Fault>,
 }
 
 impl Outputs {
@@ -30,8 +30,16 @@ impl Outputs {
     /// What the op promises beside its values; `otherwise` says what is wrong.
     pub fn promise(&mut self, kept: bool, otherwise: impl FnOnce() -> String) {
         if !kept {
-            self.broken.push(otherwise());
+            self.faults.push(Fault::Broken { what: otherwise() });
         }
+    }
+
+    /// Whether something that was read has as many values as it should. If not, that is all there is to say of the run.
+    pub fn has_length(&mut self, output: &'static str, got: usize, expected: usize) -> bool {
+        if got != expected {
+            self.faults.push(Fault::Length { output, got, expected });
+        }
+        got == expected
     }
 }
 
@@ -178,15 +186,15 @@ impl<'a, B: Backend + Sync> Suite<'a, B> {
         }
     }
 
-    /// The outputs of a run, unless it was an error; promises that it broke are failures.
+    /// The outputs of a run, unless it was an error or something had a wrong length; what is wrong with them is a failure.
     fn ran(&mut self, case: &impl OpCase, run: Result<Outputs>) -> Option<Outputs> {
         self.report.runs += 1;
         match run {
             Ok(mut outputs) => {
-                for what in std::mem::take(&mut outputs.broken) {
-                    self.fail(case, Fault::Broken { what });
-                }
-                Some(outputs)
+                let faults = std::mem::take(&mut outputs.faults);
+                let whole = !faults.iter().any(|fault| matches!(fault, Fault::Length { .. }));
+                faults.into_iter().for_each(|fault| self.fail(case, fault));
+                whole.then_some(outputs)
             }
             Err(error) => {
                 self.fail(case, Fault::Error { why: error.to_string() });

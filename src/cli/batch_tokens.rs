@@ -16,6 +16,8 @@ use crate::train::{Batching, Task};
 pub const UNIT: usize = 1024;
 /// And have at most this many, which keep any card busy.
 pub const MOST: usize = 65_536;
+/// No batch is larger, whatever is asked for: sizes are sure to stay within 64 bits.
+const LARGEST: usize = 1 << 24;
 /// Of the memory that is free, what they may take. The driver and the kernels need some hundred megabytes.
 const USABLE: f64 = 0.9;
 
@@ -42,7 +44,7 @@ impl TryFrom<Written> for BatchTokens {
 
     fn try_from(written: Written) -> Result<Self, String> {
         match written {
-            Written::Tokens(tokens) => Ok(BatchTokens::Tokens(tokens)),
+            Written::Tokens(tokens) => BatchTokens::number(tokens),
             Written::Word(word) => word.parse(),
         }
     }
@@ -63,7 +65,7 @@ impl FromStr for BatchTokens {
     fn from_str(s: &str) -> Result<Self, String> {
         match s.parse() {
             _ if s == "auto" => Ok(BatchTokens::Auto),
-            Ok(tokens) => Ok(BatchTokens::Tokens(tokens)),
+            Ok(tokens) => BatchTokens::number(tokens),
             Err(_) => Err("expected a number of tokens, or auto".to_owned()),
         }
     }
@@ -79,6 +81,13 @@ impl fmt::Display for BatchTokens {
 }
 
 impl BatchTokens {
+    fn number(tokens: usize) -> Result<Self, String> {
+        match tokens {
+            1..=LARGEST => Ok(BatchTokens::Tokens(tokens)),
+            _ => Err(format!("{tokens} is not from 1 to {LARGEST}, nor auto")),
+        }
+    }
+
     /// The number; of `auto`, what fits the free memory of what computes, before anything of the model is on it, or
     /// `otherwise` where it does not tell.
     pub fn settled<B: backend::Memory>(self, be: &B, needs: &Needs<'_>, otherwise: usize) -> Result<usize> {
@@ -176,12 +185,20 @@ mod tests {
         for wrong in ["", "Auto", "-1", "1e3", "many"] {
             assert!(wrong.parse::<BatchTokens>().is_err_and(|why| why.contains("auto")), "{wrong}");
         }
+        let (most, beyond) = (LARGEST.to_string(), (LARGEST + 1).to_string());
+        assert_eq!(most.parse(), Ok(BatchTokens::Tokens(LARGEST)));
+        for wrong in ["0", &beyond, "9223372036854775808", "18446744073709551616"] {
+            assert!(wrong.parse::<BatchTokens>().is_err_and(|why| why.contains("auto")), "{wrong}");
+        }
         let written = |value: BatchTokens| toml::Value::try_from(value).unwrap();
         assert_eq!(written(BatchTokens::Tokens(7)), toml::Value::Integer(7));
         assert_eq!(written(BatchTokens::Auto), toml::Value::from("auto"));
         let read = |value: toml::Value| value.try_into::<BatchTokens>();
         assert_eq!(read("auto".into()), Ok(BatchTokens::Auto));
         assert_eq!(read(4096.into()), Ok(BatchTokens::Tokens(4096)));
+        for wrong in [0, i64::MAX] {
+            assert!(read(toml::Value::Integer(wrong)).unwrap_err().to_string().contains("is not from 1 to 16777216"));
+        }
         for wrong in [toml::Value::Integer(-1), "many".into(), 1.5.into(), true.into()] {
             assert!(read(wrong).unwrap_err().to_string().contains("expected a number of tokens, or auto"));
         }

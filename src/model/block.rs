@@ -12,7 +12,7 @@ pub struct BlockActs<M, S> {
     pub lse: S,
     /// Attention's output, heads side by side. [N, C]
     pub ctx: M,
-    /// Output projection, before the residual. [N, C]
+    /// Output projection, before the residual; then the second linear layer's output, before its own. [N, C]
     pub projected: M,
     /// x + projected. [N, C]
     pub attention_sum: M,
@@ -98,6 +98,10 @@ pub struct Block<'a> {
 
 impl Block<'_> {
     /// y = block(x).  x, y [N, C]. Steps are numbered; [`Block::backward`] undoes them in reverse.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
     pub fn forward<B: Backend>(
         &self, be: &B, w: &B::Weights, batch: &B::Batch, x: &B::Mat, a: &mut BlockActs<B::Mat, B::Stats>,
         y: &mut B::Mat,
@@ -133,6 +137,10 @@ impl Block<'_> {
     }
 
     /// `d` comes in as d_y and goes out as d_x. [N, C]
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
     #[allow(clippy::too_many_arguments)]
     pub fn backward<B: Backend>(
         &self, be: &B, w: &B::Weights, batch: &B::Batch, x: &B::Mat, a: &BlockActs<B::Mat, B::Stats>,

@@ -49,6 +49,10 @@ pub fn dropout(config: &Config, mode: Mode, seed: u64) -> Dropout {
 }
 
 /// logits [B, K] from the encoder's output [N, C].
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 pub fn forward<B: Backend>(
     be: &B, w: &B::Weights, batch: &B::Batch, p: &ClassHeadParams, drop: &Dropout, hidden: &B::Mat,
     a: &mut ClassHeadActs<B::Mat>,
@@ -60,6 +64,10 @@ pub fn forward<B: Backend>(
 }
 
 /// Loss of the labels into the tally, without gradients.
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 pub fn loss<B: Backend>(
     be: &B, batch: &B::Batch, p: &ClassHeadParams, a: &ClassHeadActs<B::Mat>, tally: &mut B::Tally,
 ) -> Result<()> {
@@ -67,6 +75,10 @@ pub fn loss<B: Backend>(
 }
 
 /// Loss of the labels, smoothed, into the tally; gradient of the encoder's output into `d_hidden` [N, C].
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 #[allow(clippy::too_many_arguments)]
 pub fn backward<B: Backend>(
     be: &B, w: &B::Weights, batch: &B::Batch, p: &ClassHeadParams, drop: &Dropout, smoothing: f32,

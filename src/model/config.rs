@@ -22,7 +22,8 @@ pub struct Config {
     pub vocab_size: usize,
     /// P, rows of the position table.
     pub max_position_embeddings: usize,
-    /// Whether the position table starts as sines (it is a parameter all the same).
+    /// Whether the position table starts as sines. It is a parameter that trains all the same, where `transformers` keeps it
+    /// fixed.
     pub sinusoidal_pos_embds: bool,
     /// Number of blocks.
     pub n_layers: usize,
@@ -48,6 +49,10 @@ pub struct Config {
 
 impl Config {
     /// Reads and checks a config.json.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::File`] for what is no JSON object; those of [`Config::from_json`].
     pub fn read(file: &Path) -> Result<Config> {
         let text = std::fs::read_to_string(file).map_err(Error::io(file))?;
         let value: Value = serde_json::from_str(&text)
@@ -59,6 +64,10 @@ impl Config {
     }
 
     /// Checks parsed fields; `file` is for error messages.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`], for the first field that is missing, unknown or not supported.
     pub fn from_json(fields: &Map<String, Value>, file: &Path) -> Result<Config> {
         let mut f = Fields::new(file, fields);
         f.expect("model_type", |v| v == "distilbert", "only \"distilbert\" is supported")?;
@@ -95,6 +104,10 @@ impl Config {
 
     /// Checks that a tokenizer of `tokens` ids is this model's: as many, or so few less that the table was only
     /// rounded up to a multiple of at most 128. `dir` holds the tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]
     pub fn check_vocabulary(&self, tokens: usize, dir: &Path) -> Result<()> {
         if tokens <= self.vocab_size && self.vocab_size - tokens < 128 {
             return Ok(());

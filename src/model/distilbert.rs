@@ -7,6 +7,7 @@ use super::mlm_head::{self, MlmHeadActs};
 use super::params::{HeadParams, ParamTable};
 use super::shapes::Mode;
 use super::{Error, Result};
+use crate::backend::shape::check_same_len;
 use crate::backend::{self, Arena, Backend, BatchLimits, BatchView, Capacity, Dropout, Planner};
 
 /// Which head a model has.
@@ -91,9 +92,14 @@ pub struct DistilBert<B: Backend> {
 }
 
 impl<B: Backend> DistilBert<B> {
-    /// A model with these weights, in table order.
+    /// A model with these weights: [`ParamTable::flat_len`] of them, in table order, gaps included.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`], for any other number of weights or where there is no memory for them.
     pub fn new(be: &B, config: Config, head: Head, values: &[f32]) -> Result<Self> {
         let table = ParamTable::new(&config, head);
+        check_same_len("a model", "weights", values.len(), table.flat_len)?;
         let weights = be.weights(values)?;
         Ok(DistilBert { config, head, table, weights })
     }
@@ -106,6 +112,10 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// Room for passes over batches up to `capacity`; `seed` is that of dropout.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`]: no memory for the activations.
     pub fn workspace(&self, be: &B, capacity: Capacity, mode: Mode, seed: u64) -> Result<Workspace<B>> {
         let mut arena = be.arena(&Self::plan(&self.config, self.head, capacity, mode))?;
         let classes = match self.head {
@@ -128,11 +138,19 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// Checks a batch and makes it the workspace's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Backend`], for a batch that breaks a rule or is larger than the workspace.
     pub fn upload(&self, be: &B, view: &BatchView<'_>, ws: &mut Workspace<B>) -> Result<()> {
         Ok(be.upload(view, &ws.limits, &mut ws.batch)?)
     }
 
     /// Loss of the batch into the tally, without gradients.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
     pub fn loss(&self, be: &B, ws: &mut Workspace<B>) -> backend::Result<()> {
         self.forward(be, ws)?;
         let w = &self.weights;
@@ -147,6 +165,14 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// Loss of the batch into the tally, gradients added to `grads`. The workspace is one for training.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
+    ///
+    /// # Panics
+    ///
+    /// On a workspace for inference.
     pub fn loss_and_grads(&self, be: &B, ws: &mut Workspace<B>, grads: &mut B::Flat) -> backend::Result<()> {
         self.forward(be, ws)?;
         let encoder = self.encoder(&ws.drop);
@@ -167,6 +193,10 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// The classifier's logits, row by row. [B, K]
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Head`] of a model without classes; [`Error::Backend`] of an op that fails.
     pub fn logits(&self, be: &B, ws: &mut Workspace<B>) -> Result<Vec<f32>> {
         self.forward(be, ws)?;
         match &ws.acts.head {
@@ -180,6 +210,10 @@ impl<B: Backend> DistilBert<B> {
     }
 
     /// The most probable tokens at each masked row, with probabilities, best first. [M][k]
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Head`] of a model without that head; [`Error::Backend`] of an op that fails.
     pub fn top_k(&self, be: &B, ws: &mut Workspace<B>, k: usize) -> Result<Vec<Vec<(u32, f32)>>> {
         self.forward(be, ws)?;
         match (&self.table.head, &ws.acts.head) {

@@ -99,6 +99,10 @@ impl Encoder<'_> {
     }
 
     /// Fills `acts` from the batch's ids; the result is [`EncoderActs::last_hidden`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
     pub fn forward<B: Backend>(
         &self, be: &B, w: &B::Weights, batch: &B::Batch, acts: &mut EncoderActs<B::Mat, B::Stats>,
     ) -> Result<()> {
@@ -119,6 +123,10 @@ impl Encoder<'_> {
     }
 
     /// Takes the gradient of the last hidden state in `s.d_hidden` down to the embedding tables.
+    ///
+    /// # Errors
+    ///
+    /// Those of the ops that it calls.
     pub fn backward<B: Backend>(
         &self, be: &B, w: &B::Weights, batch: &B::Batch, acts: &EncoderActs<B::Mat, B::Stats>,
         s: &mut EncoderScratch<B::Mat>, grads: &mut B::Flat,

@@ -42,6 +42,10 @@ impl<M, S> MlmHeadActs<M, S> {
 }
 
 /// features = LN(gelu(hidden[masked] Wᵀ + b)).
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 pub fn forward<B: Backend>(
     be: &B, w: &B::Weights, batch: &B::Batch, p: &MlmHeadParams, hidden: &B::Mat, a: &mut MlmHeadActs<B::Mat, B::Stats>,
 ) -> Result<()> {
@@ -51,6 +55,10 @@ pub fn forward<B: Backend>(
 }
 
 /// Loss of the targets into the tally, without gradients.
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 pub fn loss<B: Backend>(
     be: &B, w: &B::Weights, batch: &B::Batch, p: &MlmHeadParams, a: &MlmHeadActs<B::Mat, B::Stats>,
     tally: &mut B::Tally,
@@ -59,6 +67,10 @@ pub fn loss<B: Backend>(
 }
 
 /// Loss into the tally, gradient of the encoder's output into `d_hidden` [N, C].
+///
+/// # Errors
+///
+/// Those of the ops that it calls.
 #[allow(clippy::too_many_arguments)]
 pub fn backward<B: Backend>(
     be: &B, w: &B::Weights, batch: &B::Batch, p: &MlmHeadParams, a: &mut MlmHeadActs<B::Mat, B::Stats>,

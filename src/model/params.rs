@@ -192,7 +192,7 @@ pub fn initialise(values: &mut [f32], spec: &ParamSpec, range: f32, seed: u64) {
 
 /// Vaswani et al., "Attention is all you need" (2017), section 3.5: columns 2k and 2k + 1 of row p hold the sine and
 /// the cosine of p / 10,000^(2k / C). Scaled to the standard deviation `range` of the word embeddings they are added
-/// to, so that neither drowns the other.
+/// to, so that neither drowns the other: the table trains with the rest. In `transformers` it has amplitude 1 and is fixed.
 fn fill_sines(values: &mut [f32], width: usize, range: f32) {
     let amplitude = f64::from(range) * std::f64::consts::SQRT_2;
     for (position, row) in values.chunks_mut(width).enumerate() {

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use handbert::backend::cpu::Cpu;
 use handbert::model::hub::{self, Loaded, Wanted};
-use handbert::model::{Error, Head, ParamTable};
+use handbert::model::{DistilBert, Error, Head, ParamTable};
 use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
@@ -53,6 +54,20 @@ fn half_by_definition(bits: u16) -> f32 {
         _ => (1.0 + fraction) * 2f32.powi(exponent - 15),
     };
     if bits >> 15 == 1 { -magnitude } else { magnitude }
+}
+
+#[test]
+fn a_model_is_made_of_all_values_gaps_included() {
+    let Loaded { config, head, values, .. } = load("mlm", &Wanted::AsSaved);
+    let table = ParamTable::new(&config, head);
+    assert!(table.parameters() < table.flat_len && values.len() == table.flat_len);
+    let made = |values: &[f32]| DistilBert::new(&Cpu::new(), config.clone(), head, values).map(|_| ());
+    assert!(made(&values).is_ok());
+    for len in [0, table.parameters(), table.flat_len - 1] {
+        let error = made(&values[..len]).expect_err("too few").to_string();
+        assert_eq!(error, format!("a model: weights is [{len}], expected [{}]", table.flat_len));
+    }
+    assert!(made(&[&values[..], &[0.0]].concat()).is_err());
 }
 
 #[test]
@@ -207,6 +222,25 @@ fn a_missing_head_is_fresh_where_one_is_wanted() {
     let back = load("classifier", &Wanted::Mlm);
     assert_eq!((back.fresh.len(), back.unused.len(), back.config.labels.len()), (5, 4, 0));
     ModelDir::copy("mlm").refused(&classes(&["only"]), &["id2label", "at least two classes"]);
+}
+
+#[test]
+fn of_two_heads_the_one_that_is_wanted_is_taken() {
+    let both = ModelDir::with_tensors("mlm", |tensors| {
+        let other = read_raw(&ModelDir::copy("classifier").weights());
+        let of_classifier = |name: &str| name.starts_with("classifier.") || name.starts_with("pre_classifier.");
+        tensors.extend(other.into_iter().filter(|(name, _)| of_classifier(name)));
+    });
+    let mlm = both.load(&Wanted::Mlm).unwrap();
+    assert!(mlm.fresh.is_empty() && mlm.config.labels.is_empty(), "{:?}", mlm.fresh);
+    assert_eq!((mlm.head, mlm.unused.len()), (Head::Mlm, 4));
+    assert_eq!(mlm.values, load("mlm", &Wanted::AsSaved).values);
+
+    let classifier = both.load(&Wanted::AsSaved).unwrap();
+    assert!(classifier.fresh.is_empty());
+    assert_eq!((classifier.head, classifier.unused.len()), (Head::Classifier { classes: 3 }, 5));
+    let weight = "classifier.weight";
+    assert_eq!(values(&classifier, weight), values(&load("classifier", &Wanted::AsSaved), weight));
 }
 
 #[test]

@@ -1,10 +1,15 @@
 //! A device that is wrong is caught, whatever is wrong with it: the simulated GPU, spoilt.
 
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytemuck::Pod;
+use half::bf16;
 use handbert::backend::Result;
 use handbert::backend::cuda::CudaBackend;
-use handbert::backend::cuda::device::{Access, Device, Region};
+use handbert::backend::cuda::device::{Access, Arg, Device, Launch, Region};
+use handbert::check::reference::gelu::gelu_derivative;
 use handbert::check::{Effort, Family, Fault, Orders, Report};
 
 use crate::faulty_device::{self, AfterLaunch, Call, FaultyDevice, Trouble};
@@ -85,6 +90,151 @@ fn a_write_where_nothing_may_be_written() {
     let strayed = |fault: &Fault| matches!(fault, Fault::Broken { what } if what.contains("between the spans"));
     assert!(faults(&report, "adamw").any(strayed), "{report}");
     assert_eq!(faults(&report, "grad_norm").count(), 0);
+}
+
+#[test]
+fn weights_that_products_read_one_update_late() {
+    const COMPUTE: usize = 1;
+    // What they were, by address.
+    let last: Mutex<HashMap<u64, Vec<u8>>> = Mutex::default();
+    let late: AfterLaunch = Box::new(move |device, launch| {
+        if launch.kernel.name != "adamw" {
+            return Ok(());
+        }
+        let (region, _) = launch.args[COMPUTE].memory().expect("weights in bf16");
+        let new = held::<u8>(device, region)?;
+        match last.lock().expect("nothing panics with the lock").insert(region.address(), new) {
+            Some(old) if old.len() == region.bytes() => device.upload(&old, region),
+            _ => Ok(()),
+        }
+    });
+    let Some(report) = found(None, late, Effort::Quick, Family::Optimizer) else { return };
+    assert!(report.rows.iter().all(|row| row.share <= 1.0), "{report}");
+    for failure in &report.failures {
+        let Fault::Broken { what } = &failure.fault else { panic!("{failure}") };
+        assert!(what.starts_with("products read "), "{failure}");
+    }
+    assert!(faults(&report, "adamw").count() > 3, "{report}");
+}
+
+/// The regions that a launch is given, with their use.
+fn regions(launch: &Launch<'_>) -> Vec<(Region, Access)> {
+    launch.args.iter().filter_map(|arg| arg.memory()).collect()
+}
+
+/// What a region holds.
+fn held<T: Pod>(device: &SimDevice, region: Region) -> Result<Vec<T>> {
+    let mut values = vec![T::zeroed(); region.bytes() / size_of::<T>()];
+    device.download(region, bytemuck::cast_slice_mut(&mut values))?;
+    Ok(values)
+}
+
+/// to = f(to, from), in bf16, in the rows that are live.
+fn change(
+    device: &SimDevice, launch: &Launch<'_>, to: Region, from: Region, f: impl Fn(f64, f64) -> f64,
+) -> Result<()> {
+    let rows = launch.args.iter().find_map(|arg| if let Arg::Rows(rows) = arg { Some(rows) } else { None });
+    let rows = rows.expect("live rows");
+    let live = held::<u32>(device, rows.live)?[0] as usize;
+    let live = |region: Region| region.part(0, region.bytes() / rows.capacity as usize * live);
+    let (to, from) = (live(to), live(from));
+    let (before, from) = (held::<u16>(device, to)?, held::<u16>(device, from)?);
+    let value = |bits: u16| bf16::from_bits(bits).to_f64();
+    let changed = before.iter().zip(from).map(|(&to, from)| bf16::from_f64(f(value(to), value(from))).to_bits());
+    device.upload(bytemuck::cast_slice(&changed.collect::<Vec<u16>>()), to)
+}
+
+/// The tanh form of the GELU, and its slope.
+fn tanh_gelu(x: f64) -> (f64, f64) {
+    let (a, c) = (0.044_715, (2.0 / std::f64::consts::PI).sqrt());
+    let tanh = (c * (x + a * x.powi(3))).tanh();
+    let slope = 0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * c * (1.0 + 3.0 * a * x * x);
+    (0.5 * x * (1.0 + tanh), slope)
+}
+
+#[test]
+fn the_tanh_form_of_gelu() {
+    let tanh: AfterLaunch = Box::new(|device, launch| {
+        let regions = regions(launch);
+        let first = regions.iter().position(|(_, access)| *access != Access::Read).expect("a result");
+        if launch.kernel.name.contains("bias_gelu") {
+            change(device, launch, regions[first + 1].0, regions[first].0, |_, pre| tanh_gelu(pre).0)
+        } else if launch.kernel.name.contains("gelu_backward") {
+            let slopes = |d: f64, pre: f64| {
+                let slope = gelu_derivative(pre);
+                if slope.abs() < 1e-3 { d } else { d / slope * tanh_gelu(pre).1 }
+            };
+            change(device, launch, regions[first].0, regions[first - 1].0, slopes)
+        } else {
+            Ok(())
+        }
+    });
+    let Some(report) = found(None, tanh, Effort::Quick, Family::Gelu) else { return };
+    let mut wrong = HashSet::new();
+    for failure in &report.failures {
+        // Only where both are small does bf16 tell them apart.
+        assert_eq!(failure.shape, "[Tokens=40, C=128] to [F=256]");
+        if let Fault::Wrong { output, .. } = failure.fault {
+            wrong.insert(output);
+        }
+    }
+    assert!(["y", "d_pre", "d"].iter().all(|output| wrong.contains(output)), "{report}");
+}
+
+#[test]
+fn an_update_that_goes_by_the_norm_alone() {
+    let by_the_norm: AfterLaunch = Box::new(|device, launch| {
+        if launch.kernel.name != "adamw" {
+            return Ok(());
+        }
+        let regions = regions(launch);
+        let [(w, _), (compute, _), .., (step, _), (tally, _)] = regions[..] else { panic!("adamw's arguments") };
+        let (step, tally) = (held::<f32>(device, step)?, held::<f64>(device, tally)?);
+        let (loss, weight, norm) = (tally[0], tally[1], tally[4]);
+        let (loss_limit, norm_limit) = (step[8], step[9]);
+        let most = f64::from(loss_limit) * weight;
+        if norm as f32 <= norm_limit && (loss > most || loss.is_nan()) {
+            // The first value of the first span.
+            device.upload(&1.0f32.to_le_bytes(), w.part(64 * 4, 4))?;
+            device.upload(&bf16::ONE.to_le_bytes(), compute.part(64 * 2, 2))?;
+        }
+        Ok(())
+    });
+    let Some(report) = found(None, by_the_norm, Effort::Quick, Family::Optimizer) else { return };
+    for what in ["a loss beyond its limit", "a loss that is no number"] {
+        assert!(report.failures.iter().any(|failure| failure.shape.starts_with(what)), "{report}");
+    }
+    for failure in &report.failures {
+        assert!(failure.op == "adamw, limits" && failure.shape.starts_with("a loss "), "{failure}");
+        match &failure.fault {
+            Fault::Wrong { output: "w", element: 0, .. } => {}
+            Fault::Broken { what } => assert_eq!(what, "changed: w"),
+            fault => panic!("{fault}"),
+        }
+    }
+}
+
+#[test]
+fn an_empty_sequence_that_passes_for_the_one_after_it() {
+    for (kernel, wrong) in [("gather_rows", "y"), ("scatter_rows", "d_x")] {
+        let spoilt: AfterLaunch = Box::new(move |device, launch| {
+            if launch.kernel.name != kernel {
+                return Ok(());
+            }
+            let (regions, Arg::U32(cols)) = (regions(launch), launch.args[3]) else { panic!("{kernel}'s arguments") };
+            let [(from, _), (picked, _), (to, _), ..] = regions[..] else { panic!("{kernel}'s arguments") };
+            let first = || held::<u32>(device, picked.part(0, 16));
+            if picked.bytes() < 16 || !first().is_ok_and(|picked| picked == [0, 0, 50, 50]) {
+                return Ok(());
+            }
+            let source = if kernel == "gather_rows" { to.part(cols as usize * 2, 2) } else { from.part(0, 2) };
+            device.copy(source, to.part(0, 2))
+        });
+        let Some(report) = found(None, spoilt, Effort::Suite, Family::Rows) else { return };
+        assert_eq!(report.failures.len(), 1, "{report}");
+        let Fault::Wrong { output, element: 0, .. } = report.failures[0].fault else { panic!("{report}") };
+        assert_eq!(output, wrong);
+    }
 }
 
 #[test]

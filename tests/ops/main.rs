@@ -15,7 +15,6 @@ mod skip;
 mod caught;
 mod large;
 mod library;
-mod limits;
 mod oracle;
 mod products;
 mod refusals;
@@ -55,14 +54,14 @@ macro_rules! stamp {
             stamp!(@families $backend, $orders,
                 embedding: Embedding 19,
                 linear: Linear 19,
-                gelu: Gelu 9,
+                gelu: Gelu 10,
                 attention: Attention 23,
                 layernorm: LayerNorm 35,
-                rows: Rows 30,
+                rows: Rows 31,
                 vocabulary: Vocabulary 14,
                 classes: Classes 44,
                 top_k: TopK 7,
-                optimizer: Optimizer 15,
+                optimizer: Optimizer 21,
             );
             stamp!(@host $backend, refusals upload);
         }

@@ -1,7 +1,7 @@
 //! Is the oracle right? Its gradients against central differences of its forward lines, and its
 //! functions against values from elsewhere.
 
-use handbert::backend::{AdamW, Dropout, UpdateLimits};
+use handbert::backend::{AdamW, Dropout, Pick, UpdateLimits};
 use handbert::check::batches::{Masks, TestBatch};
 use handbert::check::random::Random;
 use handbert::check::reference::attention::{Attention, Place};
@@ -197,10 +197,12 @@ fn relu_gradients_and_rows() {
     let (x, c) = (normals(&mut random, rows * width), normals(&mut random, rows * width));
     let keep = keep(&Dropout::new(0.5, 1, 7), 1, rows, width);
     check_gradient("d_x", &x, &relu_dropout_backward(&x, &keep, &c), |x| dot(&relu_dropout(x, &keep), &c));
-    let batch = TestBatch::new(&[4, 2], 10, &mut random).masked(Masks::Some, &mut random);
-    for pick in [handbert::backend::Pick::Masked, handbert::backend::Pick::First] {
+    let batch = TestBatch::new(&[0, 4, 0, 2, 0], 10, &mut random).masked(Masks::Some, &mut random);
+    for (pick, expected) in
+        [(Pick::Masked, vec![Some(1), Some(4)]), (Pick::First, vec![None, Some(0), None, Some(4), None])]
+    {
         let picked = handbert::check::reference::rows::picked(&batch.view(), pick);
-        assert_eq!(picked, if pick == handbert::backend::Pick::First { [0, 4] } else { [1, 4] });
+        assert_eq!(picked, expected);
         let c = &c[..picked.len() * width];
         check_gradient("scatter", &x, &scatter(c, &picked, rows, width), |x| dot(&gather(x, &picked, width), c));
     }

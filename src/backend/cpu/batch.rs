@@ -73,11 +73,19 @@ impl Batch {
     }
 
     /// Checks that every target is below `vocab`: that of the layer at hand, not that of the upload.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Batch`](crate::backend::Error::Batch)
     pub fn check_targets(&self, op: &str, vocab: usize) -> Result<()> {
         check_targets(op, &self.targets, vocab)
     }
 
     /// Checks that every label is below `classes`: those of the logits at hand, not those of the upload.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Batch`](crate::backend::Error::Batch)
     pub fn check_labels(&self, op: &str, classes: usize) -> Result<()> {
         check_labels(op, &self.labels, classes)
     }
@@ -91,6 +99,10 @@ impl Batch {
     }
 
     /// Takes over what `view` shows, after checking it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`check`]; the batch is then as it was.
     pub fn upload(&mut self, view: &BatchView<'_>, limits: &BatchLimits) -> Result<()> {
         check(view, limits, &self.capacity)?;
         copy(&mut self.ids, view.ids);

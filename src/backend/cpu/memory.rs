@@ -22,8 +22,12 @@ pub struct Buffer {
 
 impl Buffer {
     /// `len` zeros; `what` is for the error message.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn zeros(len: usize, what: &'static str) -> Result<Buffer> {
-        let bytes = len * size_of::<f32>();
+        let bytes = len.saturating_mul(size_of::<f32>());
         if bytes == 0 {
             return Ok(Buffer::default());
         }
@@ -37,6 +41,10 @@ impl Buffer {
     }
 
     /// The first `len` values of scratch memory, which grows to hold them. What they are is left over from earlier.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn scratch(&mut self, len: usize) -> Result<&mut [f32]> {
         if self.len < len {
             // Dropped first, so that old and new need not fit together.
@@ -77,7 +85,7 @@ pub struct Mat {
 
 impl Mat {
     fn zeros(capacity: usize, cols: usize) -> Result<Mat> {
-        Ok(Mat { buffer: Buffer::zeros(capacity * cols, "activations")?, capacity, rows: 0, cols })
+        Ok(Mat { buffer: Buffer::zeros(capacity.saturating_mul(cols), "activations")?, capacity, rows: 0, cols })
     }
 
     /// Live rows.
@@ -101,6 +109,10 @@ impl Mat {
     }
 
     /// Checks that an input has the shape wanted, each dimension under its name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn expect(&self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
         if (self.rows, self.cols) == (rows.size, cols.size) {
             Ok(())
@@ -110,6 +122,10 @@ impl Mat {
     }
 
     /// Gives an output its live rows, after checking that it can hold them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn prepare(&mut self, op: &'static str, what: &'static str, rows: Dim, cols: Dim) -> Result<()> {
         if rows.size > self.capacity || self.cols != cols.size {
             self.rows = self.capacity;
@@ -128,6 +144,10 @@ pub struct Flat {
 
 impl Flat {
     /// `len` zeros.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn zeros(len: usize) -> Result<Flat> {
         Ok(Flat { values: Buffer::zeros(len, "parameters")? })
     }
@@ -143,12 +163,20 @@ impl Flat {
     }
 
     /// The elements of a span, which must hold `len` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn span(&self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&[f32]> {
         check_span(op, what, span, len, self.values.len())?;
         Ok(&self.values[span.range()])
     }
 
     /// The elements of a span, which must hold `len` of them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Shape`]
     pub fn span_mut(&mut self, op: &'static str, what: &'static str, span: Span, len: Dim) -> Result<&mut [f32]> {
         check_span(op, what, span, len, self.values.len())?;
         Ok(&mut self.values[span.range()])
@@ -163,11 +191,15 @@ pub struct CpuArena {
 
 impl CpuArena {
     /// Checks that what was planned can be had, all at once.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]
     pub fn new(plan: &Planner) -> Result<CpuArena> {
-        let elements = |shapes: &[(Rows, usize)]| -> usize {
-            shapes.iter().map(|&(rows, cols)| plan.capacity.of(rows) * cols).sum()
-        };
-        Buffer::zeros(elements(&plan.mats) + elements(&plan.stats), "activations")?;
+        // Beyond what a number holds is beyond any memory.
+        let size = |&(rows, cols): &(Rows, usize)| plan.capacity.of(rows).saturating_mul(cols);
+        let elements = plan.mats.iter().chain(&plan.stats).map(size).fold(0, usize::saturating_add);
+        Buffer::zeros(elements, "activations")?;
         Ok(CpuArena { capacity: plan.capacity })
     }
 }
@@ -188,5 +220,22 @@ impl Arena for CpuArena {
 
     fn stats(&mut self, rows: Rows, cols: usize) -> Mat {
         self.mat(rows, cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_that_no_number_holds_are_out_of_memory() {
+        for tokens in [1 << 40, 1 << 60, 1 << 63, usize::MAX] {
+            let mut plan = Planner::new(Capacity { tokens, sequences: tokens, masked: 0 });
+            plan.mat(Rows::Tokens, 768);
+            plan.mat(Rows::Sequences, 1 << 20);
+            plan.stats(Rows::Tokens, 2);
+            assert!(matches!(CpuArena::new(&plan), Err(Error::OutOfMemory { .. })), "{tokens} tokens");
+            assert!(matches!(Mat::zeros(tokens, 1 << 20), Err(Error::OutOfMemory { .. })), "{tokens} tokens");
+        }
     }
 }

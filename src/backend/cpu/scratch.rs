@@ -1,4 +1,4 @@
-//! Working memory of the ops, kept between calls so that a training step allocates nothing.
+//! Working memory of the ops, kept between calls: it grows to the most that was needed, and is not given back.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};

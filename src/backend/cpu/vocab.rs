@@ -97,15 +97,41 @@ struct Chunk<'a> {
     panels: &'a mut Buffer,
     /// Logits, then exponentials, then gradients. [V, rows]
     logits: &'a mut [f32],
-    /// Of each block of the vocabulary: [`STATS`] rows. [blocks, STATS, rows]
+    /// Of each block of the vocabulary: see [`Stats`]. [blocks, STATS, rows]
     stats: &'a mut [f32],
     /// Vocabulary entries in a block.
     block: usize,
 }
 
-/// Rows of a block's statistics: the maximum (later the factor for its exponentials), their sum, the
-/// target's logit, and which entry has the maximum (its bits).
-const STATS: usize = 4;
+/// Slices of [`Stats`].
+const STATS: usize = 5;
+
+/// What is known of a block of the vocabulary, for each row of x. [rows]
+struct Stats<'a> {
+    /// The largest logit.
+    highest: &'a mut [f32],
+    /// The entry that has it: the bits of its number, since vectors are of one type.
+    best: &'a mut [f32],
+    /// Σ e^(logit - highest)
+    total: &'a mut [f32],
+    /// The target's logit, where the target is one of the block's.
+    target: &'a mut [f32],
+    /// What turns the block's exponentials into loss_scale × softmax.
+    factor: &'a mut [f32],
+}
+
+impl<'a> Stats<'a> {
+    /// Takes apart what was set aside for a block. [STATS, rows]
+    #[inline(always)]
+    fn of(block: &'a mut [f32]) -> Self {
+        let rows = block.len() / STATS;
+        let (highest, rest) = block.split_at_mut(rows);
+        let (best, rest) = rest.split_at_mut(rows);
+        let (total, rest) = rest.split_at_mut(rows);
+        let (target, factor) = rest.split_at_mut(rows);
+        Stats { highest, best, total, target, factor }
+    }
+}
 
 impl<'a> Chunk<'a> {
     fn new(scratch: &'a mut Scratch, p: Projection<'a>, x: &'a [f32], targets: &'a [u32]) -> Result<Self> {
@@ -122,25 +148,21 @@ impl<'a> Chunk<'a> {
         p.logits(self.panels, self.x, &mut out)
     }
 
-    /// Adds to the tally; leaves in each block's first row of statistics what turns its exponentials
-    /// into loss_scale × softmax.
+    /// Adds to the tally; leaves each block's factors.
     fn loss(&mut self, loss_scale: f32, tally: &mut Tally) {
         let rows = self.targets.len();
+        let mut blocks: Vec<Stats<'_>> = self.stats.chunks_exact_mut(STATS * rows).map(Stats::of).collect();
         for (j, &target) in self.targets.iter().enumerate() {
-            let of = |stats: &[f32], which: usize| stats[which * rows + j];
-            let blocks = self.stats.chunks_exact(STATS * rows);
-            let (best, highest) = argmax(blocks.clone().map(|s| of(s, 0)));
-            let total: f64 =
-                blocks.clone().map(|s| f64::from(of(s, 1)) * (f64::from(of(s, 0)) - f64::from(highest)).exp()).sum();
+            let (at, highest) = argmax(blocks.iter().map(|block| block.highest[j]));
+            let scale = |block: &Stats<'_>| (f64::from(block.highest[j]) - f64::from(highest)).exp();
+            let total: f64 = blocks.iter().map(|block| f64::from(block.total[j]) * scale(block)).sum();
             let lse = f64::from(highest) + total.ln();
-            let logit = of(&self.stats[target as usize / self.block * STATS * rows..], 2);
-            let hit = of(&self.stats[best * STATS * rows..], 3).to_bits();
-            tally.loss += lse - f64::from(logit);
+            tally.loss += lse - f64::from(blocks[target as usize / self.block].target[j]);
             tally.weight += 1.0;
             tally.targets += 1;
-            tally.correct += u64::from(hit == target);
-            for stats in self.stats.chunks_exact_mut(STATS * rows) {
-                stats[j] = ((f64::from(stats[j]) - lse).exp() * f64::from(loss_scale)) as f32;
+            tally.correct += u64::from(blocks[at].best[j].to_bits() == target);
+            for block in &mut blocks {
+                block.factor[j] = ((f64::from(block.highest[j]) - lse).exp() * f64::from(loss_scale)) as f32;
             }
         }
     }
@@ -149,9 +171,9 @@ impl<'a> Chunk<'a> {
         let Chunk { p, x, targets, block, .. } = *self;
         let rows = targets.len();
         let d_bias = &mut grads.values_mut()[layer.bias.range()];
-        let blocks = self.logits.par_chunks_mut(block * rows).zip(self.stats.par_chunks(STATS * rows));
+        let blocks = self.logits.par_chunks_mut(block * rows).zip(self.stats.par_chunks_mut(STATS * rows));
         blocks.zip(d_bias.par_chunks_mut(block)).enumerate().for_each(|(i, ((g, stats), d_bias))| {
-            let factors = &stats[..rows];
+            let factors = Stats::of(stats).factor;
             dispatch(Gradients { first: i * block, g, factors, targets, loss_scale, d_bias });
         });
         let d_weight = &mut grads.values_mut()[layer.weight.range()];
@@ -183,7 +205,7 @@ impl Output for Logits<'_> {
         let stats = self.stats.par_chunks_mut(STATS * targets.len());
         self.logits.par_chunks_mut(rows * targets.len()).zip(stats).enumerate().map(move |(i, (logits, stats))| {
             let first = i * rows;
-            (logits, Exponentials { first, bias: &bias[first..], targets, stats })
+            (logits, Exponentials { first, bias: &bias[first..], targets, stats: Stats::of(stats) })
         })
     }
 }
@@ -193,7 +215,7 @@ struct Exponentials<'a> {
     first: usize,
     bias: &'a [f32],
     targets: &'a [u32],
-    stats: &'a mut [f32],
+    stats: Stats<'a>,
 }
 
 impl Finish for Exponentials<'_> {
@@ -205,34 +227,32 @@ impl Finish for Exponentials<'_> {
     #[inline(always)]
     fn block<S: Simd>(&mut self, simd: S, c: &mut [f32]) {
         let rows = self.targets.len();
-        let (highest, rest) = self.stats.split_at_mut(rows);
-        let (totals, rest) = rest.split_at_mut(rows);
-        let (logit, which) = rest.split_at_mut(rows);
+        let Stats { highest, best, total, target, .. } = &mut self.stats;
         highest.fill(f32::NEG_INFINITY);
-        which.fill(f32::from_bits(self.first as u32));
+        best.fill(f32::from_bits(self.first as u32));
         for (entry, c) in (self.first as u32..).zip(c.chunks_exact(rows)) {
             let entry = simd.transmute_f32s_u32s(simd.splat_u32s(entry));
             update(
                 simd,
-                [highest, which],
+                [highest, best],
                 [c],
                 #[inline(always)]
-                |[highest, which], [x]| {
+                |[highest, best], [x]| {
                     let higher = simd.greater_than_f32s(x, highest);
-                    [simd.select_f32s(higher, x, highest), simd.select_f32s(higher, entry, which)]
+                    [simd.select_f32s(higher, x, highest), simd.select_f32s(higher, entry, best)]
                 },
             );
         }
-        for (j, &target) in self.targets.iter().enumerate() {
-            if let Some(&x) = (target as usize).checked_sub(self.first).and_then(|entry| c.get(entry * rows + j)) {
-                logit[j] = x;
+        for (j, &id) in self.targets.iter().enumerate() {
+            if let Some(&x) = (id as usize).checked_sub(self.first).and_then(|entry| c.get(entry * rows + j)) {
+                target[j] = x;
             }
         }
-        totals.fill(0.0);
+        total.fill(0.0);
         for c in c.chunks_exact_mut(rows) {
             update(
                 simd,
-                [c, totals],
+                [c, total],
                 [highest],
                 #[inline(always)]
                 |[x, total], [highest]| {

@@ -4,10 +4,14 @@ mod encoder;
 mod heads;
 mod update;
 
+use super::measure::Effort;
 use super::operands::{Cols, Operand, Operands, Role, Set};
 use super::ops::{Op, Part, Pass};
 use super::shapes::Lengths;
 use crate::backend::{Backend, Result, Rows};
+
+/// The most sets of operands.
+const MOST_SETS: usize = 256;
 
 /// Makes a call.
 pub type Run<B> = fn(&mut Operands<'_, B>, &mut Set<B>) -> Result<()>;
@@ -60,7 +64,18 @@ impl<B: Backend> Call<B> {
         self.makes.iter().map(find).collect::<Option<_>>().unwrap_or_default()
     }
 
+    /// How many sets of operands take turns, where a call moves so many bytes, so that none finds its own in a cache; one for
+    /// a call on the model's buffers.
+    pub fn cold_sets(&self, effort: &Effort, bytes: f64) -> usize {
+        let cold = (effort.cold_bytes / bytes).ceil() as usize;
+        if self.mats.is_empty() { 1 } else { cold.clamp(1, MOST_SETS) }
+    }
+
     /// So many sets of what it works on, with its batch at hand and what has to come before it computed.
+    ///
+    /// # Errors
+    ///
+    /// Those of the backend: no memory for so many sets, or an op that fails.
     pub fn ready(&self, operands: &mut Operands<'_, B>, count: usize) -> Result<Vec<Set<B>>> {
         let mut sets = operands.sets(self.mats, self.stats, count, self.lengths)?;
         operands.upload(self.lengths)?;

@@ -6,7 +6,7 @@ use super::sample::{Block, cast_block, spread, thinned};
 use crate::backend::{Backend, Capacity, Pick, Result, Rows};
 use crate::check::batches::TestBatch;
 use crate::check::harness::{OpCase, Outputs, Values};
-use crate::check::ops::gelu::{Case, case};
+use crate::check::ops::gelu::{Case, case, without_d_act};
 use crate::check::random::Random;
 use crate::check::reference::gelu::{gelu, gelu_backward};
 use crate::check::reference::{Scalar, add_rows, cast, stored, widen};
@@ -32,9 +32,8 @@ pub fn beyond(scale: &Scale) -> FeedForward {
     let mut batch = TestBatch::new(&Scale::lengths(scale.beyond), 100, &mut random);
     batch.masked_rows = rows.iter().map(|&row| row as u32).collect();
     batch.targets = vec![0; rows.len()];
-    let mut case = case(scale.beyond, 64, scale.feed_forward, Rows::Tokens, 1.0);
     // gelu_backward on its own would take one more matrix of that size.
-    case.d_act = Vec::new();
+    let case = without_d_act(scale.beyond, 64, scale.feed_forward, Rows::Tokens, 1.0);
     FeedForward { case, rows, gathered: Some(batch) }
 }
 
@@ -70,7 +69,7 @@ impl FeedForward {
         let gradients = thinned(gradients, |output| self.block(output));
         outputs.values.extend(gradients.values);
         outputs.digests.extend(gradients.digests);
-        outputs.broken.extend(gradients.broken);
+        outputs.faults.extend(gradients.faults);
         room.give_batch(batch);
         Ok(outputs)
     }

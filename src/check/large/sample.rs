@@ -2,6 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::check::Fault;
 use crate::check::harness::Outputs;
 use crate::check::reference::Scalar;
 
@@ -72,7 +73,8 @@ pub fn thinned(mut outputs: Outputs, block: impl Fn(&str) -> Option<Block>) -> O
         outputs.digests.push((name, xxh3_64(bytemuck::cast_slice(values))));
         let wrong = values.iter().position(|x| !x.is_finite());
         if let Some(i) = wrong {
-            outputs.broken.push(format!("{name}[{}, {}] is {}", i / block.cols, i % block.cols, values[i]));
+            let what = format!("{name}[{}, {}] is {}", i / block.cols, i % block.cols, values[i]);
+            outputs.faults.push(Fault::Broken { what });
         }
         *values = block.of(values);
     }
@@ -92,11 +94,12 @@ mod tests {
         let values: Vec<f64> = (0..9).map(f64::from).collect();
         let (right, mut other, mut unwritten) = (thin(values.clone()), values.clone(), values.clone());
         assert_eq!(right.values, [("y", vec![1.0, 7.0])]);
-        assert!(right.broken.is_empty());
+        assert!(right.faults.is_empty());
         other[4] = 4.5;
         assert_ne!(thin(other).digests, right.digests);
         unwritten[5] = f64::NAN;
-        assert_eq!(thin(unwritten).broken, ["y[1, 2] is NaN"]);
+        let faults = thin(unwritten).faults;
+        assert!(matches!(&faults[..], [Fault::Broken { what }] if what == "y[1, 2] is NaN"), "{faults:?}");
         assert_eq!(thin(values[..6].to_vec()).values, [("y", values[..6].to_vec())]);
     }
 

@@ -1,11 +1,15 @@
 //! grad_norm and adamw.
 
 use super::linear::rows_only;
-use crate::backend::{AdamW, Backend, Capacity, Result, Span, Tally, UpdateLimits, UpdateSpan};
+use crate::backend::{
+    AdamW, Backend, Capacity, Linear, Precision, Result, Rows, Span, Tally, UpdateLimits, UpdateSpan,
+};
+use crate::check::batches::TestBatch;
 use crate::check::harness::{OpCase, Outputs, Suite, Values};
+use crate::check::params::Params;
 use crate::check::random::Random;
 use crate::check::reference::optimizer::{State, adamw, grad_norm};
-use crate::check::reference::{Scalar, cast, widen};
+use crate::check::reference::{Scalar, cast, rounded, widen};
 use crate::check::room::Room;
 
 const HYPER: AdamW = AdamW {
@@ -72,6 +76,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 struct Updates {
     hyper: AdamW,
     spans: Vec<UpdateSpan>,
+    /// All of it as one layer: spans and gaps are its weight, zeros at the end its bias.
     w: Vec<f32>,
     m: Vec<f32>,
     v: Vec<f32>,
@@ -81,6 +86,9 @@ struct Updates {
 
 const STEPS: usize = 10;
 
+/// Columns of the layer that the parameters are.
+const INPUTS: usize = 64;
+
 fn updates(lens: &[usize], hyper: AdamW, scale: f32) -> Updates {
     let mut random = Random::new(lens.len() as u32);
     let (mut spans, mut end) = (Vec::new(), 64);
@@ -88,16 +96,95 @@ fn updates(lens: &[usize], hyper: AdamW, scale: f32) -> Updates {
         spans.push(UpdateSpan { span: Span { offset: end, len }, decay: i % 2 == 0 });
         end = (end + len + 1usize).next_multiple_of(64);
     }
+    // Products come in tiles of 64 columns.
+    let weight = end.next_multiple_of(64 * INPUTS);
+    end = weight + weight / INPUTS;
     let inside = |values: Vec<f32>, gap: f32| {
         let within = |i: usize| spans.iter().any(|s| s.span.range().contains(&i));
         values.into_iter().enumerate().map(|(i, x)| if within(i) { x } else { gap }).collect::<Vec<f32>>()
     };
-    let w = inside(random.normals(end, 1.0), CANARY);
+    let mut w = inside(random.normals(end, 1.0), CANARY);
+    w[weight..].fill(0.0);
     // A run that goes on: moments are not zero.
     let m = inside(random.normals(end, 0.1 * scale), CANARY);
     let v = inside(random.normals(end, 0.1 * scale).into_iter().map(|x| x * x).collect(), CANARY);
     let grads = (0..STEPS).map(|_| inside(random.normals(end, scale), 0.0)).collect();
     Updates { hyper, spans, w, m, v, grads }
+}
+
+/// What updates work on.
+struct Held<B: Backend> {
+    w: B::Weights,
+    m: B::Flat,
+    v: B::Flat,
+    grads: B::Flat,
+    tally: B::Tally,
+    hyper: B::Hyper,
+}
+
+impl Updates {
+    fn start<B: Backend>(&self, room: &Room<'_, B>) -> Result<Held<B>> {
+        let be = room.be;
+        let (w, tally, hyper) = (be.weights(&self.w)?, be.tally()?, be.hyper()?);
+        let (m, v, grads) = (room.flat(&self.m)?, room.flat(&self.v)?, be.flat(self.w.len())?);
+        Ok(Held { w, m, v, grads, tally, hyper })
+    }
+
+    fn step<B: Backend>(&self, room: &Room<'_, B>, held: &mut Held<B>, hyper: &AdamW) -> Result<()> {
+        let Held { w, m, v, grads, tally, hyper: on_device } = held;
+        room.be.set_hyper(on_device, hyper)?;
+        room.be.adamw(w, grads, m, v, &self.spans, on_device, tally)
+    }
+
+    /// Values in the spans. Those between must be as they were, and products must read what is kept of the weights.
+    fn outputs<B: Backend>(&self, room: &Room<'_, B>, held: &Held<B>) -> Result<Outputs> {
+        let (be, mut outputs) = (room.be, Outputs::default());
+        let (w, m, v) = (be.read_weights(&held.w)?, be.read_flat(&held.m)?, be.read_flat(&held.v)?);
+        for (name, values, before) in [("w", &w, &self.w), ("m", &m, &self.m), ("v", &v, &self.v)] {
+            if !outputs.has_length(name, values.len(), before.len()) {
+                return Ok(outputs);
+            }
+            let inside = |i: usize| self.spans.iter().any(|s| s.span.range().contains(&i));
+            let strayed = (0..values.len()).find(|&i| values[i].to_bits() != before[i].to_bits() && !inside(i));
+            outputs.promise(strayed.is_none(), || format!("{name} was written between the spans, at {strayed:?}"));
+            outputs.push(name, self.spans.iter().flat_map(|s| widen(&values[s.span.range()])).collect());
+        }
+        let columns = self.products(room, &held.w)?;
+        if outputs.has_length("w as products read it", columns.len(), w.len() / (INPUTS + 1) * INPUTS) {
+            let kept = |w: f32| if be.precision() == Precision::Bf16 { rounded(w) } else { w };
+            let stale = columns.iter().zip(&w).position(|(&read, &w)| read != kept(w));
+            let said = |i: usize| format!("products read {} where w[{i}] is {}", columns[i], w[i]);
+            outputs.promise(stale.is_none(), || stale.map(said).unwrap_or_default());
+        }
+        Ok(outputs)
+    }
+
+    /// What there is if no update is made.
+    fn before<T: Scalar>(&self) -> Values {
+        Updates { grads: Vec::new(), ..self.clone() }.reference::<T>()
+    }
+
+    /// Bit for bit.
+    fn promise_nothing_changed(&self, outputs: &mut Outputs) {
+        let bits = |values: &[f64]| values.iter().map(|x| x.to_bits()).collect::<Vec<u64>>();
+        let changed = |((_, after), (_, before)): &(&(_, Vec<f64>), &(_, Vec<f64>))| bits(after) != bits(before);
+        let before = self.before::<f32>();
+        let names: Vec<&str> = outputs.values.iter().zip(&before).filter(changed).map(|(&(name, _), _)| name).collect();
+        outputs.promise(names.is_empty(), || format!("changed: {}", names.join(", ")));
+    }
+
+    /// The parameters as products read them: a row of the identity times the layer is a column of its weight.
+    fn products<B: Backend>(&self, room: &Room<'_, B>, w: &B::Weights) -> Result<Vec<f32>> {
+        let outputs = self.w.len() / (INPUTS + 1);
+        let weight = Span { offset: 0, len: outputs * INPUTS };
+        let bias = Span { offset: weight.len, len: outputs };
+        let mut identity = vec![0.0; INPUTS * INPUTS];
+        identity.iter_mut().step_by(INPUTS + 1).for_each(|x| *x = 1.0);
+        let (x, mut y) = (room.mat(Rows::Tokens, INPUTS, &identity)?, room.empty(Rows::Tokens, outputs)?);
+        room.be.linear(&x, w, &Linear { weight, bias, inputs: INPUTS, outputs }, &mut y)?;
+        let y = room.be.read_mat(&y)?;
+        Ok((0..y.len()).map(|i| y[i % INPUTS * (y.len() / INPUTS) + i / INPUTS]).collect())
+    }
 }
 
 impl OpCase for Updates {
@@ -113,7 +200,7 @@ impl OpCase for Updates {
     }
 
     fn counts(&self) -> Capacity {
-        rows_only(1)
+        rows_only(INPUTS)
     }
 
     fn reference<T: Scalar>(&self) -> Values {
@@ -139,24 +226,13 @@ impl OpCase for Updates {
     }
 
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
-        let be = room.be;
-        let (mut w, mut tally) = (be.weights(&self.w)?, be.tally()?);
-        let (mut m, mut v, mut grads) = (room.flat(&self.m)?, room.flat(&self.v)?, be.flat(self.w.len())?);
-        let mut hyper = be.hyper()?;
+        let (be, mut held) = (room.be, self.start(room)?);
         for (i, values) in self.grads.iter().enumerate() {
-            be.write_flat(&mut grads, values)?;
-            be.grad_norm(&grads, &mut tally)?;
-            be.set_hyper(&mut hyper, &AdamW { step: self.hyper.step + i as u32, ..self.hyper })?;
-            be.adamw(&mut w, &grads, &mut m, &mut v, &self.spans, &hyper, &tally)?;
+            be.write_flat(&mut held.grads, values)?;
+            be.grad_norm(&held.grads, &mut held.tally)?;
+            self.step(room, &mut held, &AdamW { step: self.hyper.step + i as u32, ..self.hyper })?;
         }
-        let mut outputs = Outputs::default();
-        for (name, values) in [("w", be.read_weights(&w)?), ("m", be.read_flat(&m)?), ("v", be.read_flat(&v)?)] {
-            let inside = |i: usize| self.spans.iter().any(|s| s.span.range().contains(&i));
-            let strayed = (0..values.len()).find(|&i| values[i].to_bits() != CANARY.to_bits() && !inside(i));
-            outputs.promise(strayed.is_none(), || format!("{name} was written between the spans, at {strayed:?}"));
-            outputs.push(name, self.spans.iter().flat_map(|s| widen(&values[s.span.range()])).collect());
-        }
-        Ok(outputs)
+        self.outputs(room, &held)
     }
 }
 
@@ -187,22 +263,103 @@ impl OpCase for NotFinite {
     }
 
     fn reference<T: Scalar>(&self) -> Values {
-        Updates { grads: Vec::new(), ..self.update.clone() }.reference::<T>()
+        self.update.before::<T>()
     }
 
     fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
         let mut outputs = self.update.run(room)?;
-        let before = self.reference::<f32>();
-        for (i, (name, before)) in before.iter().enumerate() {
-            let kept = outputs.values[i].1.iter().map(|x| x.to_bits()).eq(before.iter().map(|x| x.to_bits()));
-            outputs.promise(kept, || format!("{name} has changed"));
-        }
+        self.update.promise_nothing_changed(&mut outputs);
         let (be, mut tally) = (room.be, room.be.tally()?);
         be.grad_norm(&room.flat(&self.update.grads[0])?, &mut tally)?;
         let norm = be.take_tally(&mut tally)?.grad_norm;
         outputs.promise(!norm.is_finite(), || format!("the norm is {norm}"));
         Ok(outputs)
     }
+}
+
+/// A loss or a norm beyond its limit, or a loss that is no number, is withheld; one at the limit is not.
+struct Limited {
+    update: Updates,
+    what: &'static str,
+    batch: TestBatch,
+    /// Of the loss. [B, K]
+    logits: Vec<f32>,
+    limits: fn(&Tally) -> UpdateLimits,
+    allowed: bool,
+}
+
+/// K of the loss, which is ln K for each label.
+const CLASSES: usize = 4;
+
+fn limited(what: &'static str, allowed: bool, limits: fn(&Tally) -> UpdateLimits) -> Limited {
+    let mut update = updates(&[200, 7], HYPER, 1.0);
+    update.grads.truncate(1);
+    let mut batch = TestBatch::new(&[2, 3, 1], 40, &mut Random::new(4));
+    (batch.labels, batch.limits.classes) = (vec![0, 1, 3], CLASSES);
+    let logits = vec![0.0; batch.sequences() * CLASSES];
+    Limited { update, what, batch, logits, limits, allowed }
+}
+
+impl OpCase for Limited {
+    fn op(&self) -> &'static str {
+        "adamw, limits"
+    }
+
+    fn shape(&self) -> String {
+        format!("{}, {}", self.what, self.update.shape())
+    }
+
+    fn counts(&self) -> Capacity {
+        Capacity { sequences: self.batch.sequences(), ..self.update.counts() }
+    }
+
+    fn reference<T: Scalar>(&self) -> Values {
+        if self.allowed { self.update.reference::<T>() } else { self.update.before::<T>() }
+    }
+
+    fn run<B: Backend>(&self, room: &mut Room<'_, B>) -> Result<Outputs> {
+        let (be, update) = (room.be, &self.update);
+        let (mut held, mut params) = (update.start(room)?, Params::default());
+        let bias = params.add(vec![0.0; CLASSES], &mut Random::new(5));
+        be.write_flat(&mut held.grads, &update.grads[0])?;
+        let (batch, logits) = (room.upload(&self.batch)?, room.mat(Rows::Sequences, CLASSES, &self.logits)?);
+        let measure = |held: &mut Held<B>| {
+            be.class_cross_entropy(&logits, &batch, bias, 0.0, &mut held.tally, None)?;
+            be.grad_norm(&held.grads, &mut held.tally)
+        };
+        measure(&mut held)?;
+        let tally = be.take_tally(&mut held.tally)?;
+        measure(&mut held)?;
+        room.give_batch(batch);
+        let limits = (self.limits)(&tally);
+        update.step(room, &mut held, &AdamW { limits, ..update.hyper })?;
+        let mut outputs = update.outputs(room, &held)?;
+        outputs.promise(limits.allow(&tally) == self.allowed, || format!("{limits:?} of {tally:?}"));
+        if !self.allowed {
+            update.promise_nothing_changed(&mut outputs);
+        }
+        Ok(outputs)
+    }
+}
+
+fn limits() -> [Limited; 6] {
+    const NONE: UpdateLimits = UpdateLimits::NONE;
+    fn norm(tally: &Tally) -> f32 {
+        tally.grad_norm as f32
+    }
+    fn loss(tally: &Tally) -> f32 {
+        (tally.loss / tally.weight) as f32
+    }
+    let mut no_number = limited("a loss that is no number", false, |_| NONE);
+    no_number.logits.fill(f32::NAN);
+    [
+        limited("no limits", true, |_| NONE),
+        limited("a norm at its limit", true, |t| UpdateLimits { grad_norm: norm(t), ..NONE }),
+        limited("a norm beyond its limit", false, |t| UpdateLimits { grad_norm: norm(t).next_down(), ..NONE }),
+        limited("a loss within its limit", true, |t| UpdateLimits { loss: loss(t).next_up(), ..NONE }),
+        limited("a loss beyond its limit", false, |t| UpdateLimits { loss: loss(t).next_down(), ..NONE }),
+        no_number,
+    ]
 }
 
 /// The norm of many gradients, up to ten million: of 1 and ½, whose squares f32 adds up exactly, as otherwise the naive norm
@@ -236,4 +393,5 @@ pub fn suite<B: Backend + Sync>(suite: &mut Suite<'_, B>) {
             suite.check(not_finite(poison, max_norm));
         }
     }
+    limits().into_iter().for_each(|case| suite.check(case));
 }

@@ -7,7 +7,6 @@ use crate::check::params::Params;
 use crate::check::random::Random;
 use crate::check::reference::cross_entropy::cross_entropy;
 use crate::check::reference::linear::{linear, linear_backward};
-use crate::check::reference::rows::gather;
 use crate::check::reference::{Scalar, add_rows, cast, stored, widen};
 use crate::check::room::Room;
 
@@ -49,7 +48,7 @@ pub fn untargeted(
 /// Every second target of these rows becomes the most probable token: random ones would hardly ever be hit.
 pub fn aim_at_the_best(case: &mut Case, rows: &[usize], linear: impl Fn(&[f32], &[f32], &[f32]) -> Vec<f32>) {
     let layer = &case.layer;
-    let x = gather(&case.x, rows, layer.width);
+    let x: Vec<f32> = rows.iter().flat_map(|&row| &case.x[row * layer.width..][..layer.width]).copied().collect();
     let logits = linear(&x, &case.params.get(layer.weight), &case.params.get(layer.bias));
     for (&at, row) in rows.iter().zip(logits.chunks(layer.vocab)).step_by(2) {
         case.batch.targets[at] = (1..layer.vocab).fold(0, |best, i| if row[i] > row[best] { i } else { best }) as u32;

@@ -52,11 +52,19 @@ pub struct HubId {
 
 /// The directory of a model: `model` itself where it is one, else the snapshot of that hub id (`id` or `id@revision`)
 /// in HF's cache, else downloaded into it.
+///
+/// # Errors
+///
+/// [`Error::Hub`]: the id is none, or is not in the cache and cannot be downloaded; [`Error::File`] where `model` is a file.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     Hub::from_env().resolve(model)
 }
 
 /// config.json of a model, found as [`resolve`] finds its directory; nothing else of it is looked for or downloaded.
+///
+/// # Errors
+///
+/// Those of [`resolve`]; [`Error::File`] of a directory without config.json.
 pub fn resolve_config(model: &str) -> Result<PathBuf> {
     Hub::from_env().resolve_config(model)
 }
@@ -100,11 +108,19 @@ impl Hub {
     }
 
     /// See [`resolve`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hub`]: the id is none, or is not in the cache and cannot be downloaded; [`Error::File`] where `model` is a file.
     pub fn resolve(&self, model: &str) -> Result<PathBuf> {
         self.find(model, Part::Whole)
     }
 
     /// See [`resolve_config`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`resolve`]; [`Error::File`] of a directory without config.json.
     pub fn resolve_config(&self, model: &str) -> Result<PathBuf> {
         let dir = self.find(model, Part::Config)?;
         let file = dir.join(CONFIG);
@@ -153,6 +169,10 @@ impl Hub {
 
 impl HubId {
     /// Parses `name`, `org/name`, or either with `@revision`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Hub`]
     pub fn parse(model: &str) -> Result<HubId> {
         let (repo, revision) = model.split_once('@').unwrap_or((model, MAIN));
         let is_word = |word: &str| {

@@ -10,6 +10,10 @@ use crate::model::{Error, Result};
 
 /// Writes flat buffers, each with a name such as `m`: tensor by tensor, as `<tensor>.<name>`. The file appears whole
 /// or not at all.
+///
+/// # Errors
+///
+/// [`Error::File`] for a buffer that is too short; [`Error::Io`].
 pub fn save_flat(file: &Path, table: &ParamTable, buffers: &[(&str, &[f32])]) -> Result<()> {
     let mut tensors = BTreeMap::new();
     for (name, values) in buffers {
@@ -22,6 +26,11 @@ pub fn save_flat(file: &Path, table: &ParamTable, buffers: &[(&str, &[f32])]) ->
 }
 
 /// Reads the flat buffers of these names, and nothing but them: every tensor of the table, in its shape.
+///
+/// # Errors
+///
+/// [`Error::Io`] and [`Error::File`] of a file that cannot be read; [`Error::Tensor`] for one that is missing, of another shape, or of no
+/// model of this table.
 pub fn load_flat(file: &Path, table: &ParamTable, names: &[&str]) -> Result<Vec<Vec<f32>>> {
     let tensors = TensorFile::open(file)?;
     let mut buffers = Vec::with_capacity(names.len());

@@ -19,7 +19,7 @@ const CLASSIFIER: &str = "classifier.weight";
 /// Which head a model is to have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wanted {
-    /// The one its file has; a bare encoder is an error.
+    /// The one its file has, the classifier if it has both; a bare encoder is an error.
     AsSaved,
     /// Masked-language modelling; fresh where the file has none.
     Mlm,
@@ -78,6 +78,11 @@ impl Kind {
 ///
 /// Reads f32, f16, bf16 and f64, with or without the `distilbert.` prefix, with or without the tied projection. Every
 /// tensor must be there in the shape that config.json asks for, and no other.
+///
+/// # Errors
+///
+/// [`Error::Config`], [`Error::File`], [`Error::Tensor`] or [`Error::Io`] for what cannot be read or does not fit; [`Error::Head`] for a
+/// bare encoder that is wanted as it was saved.
 pub fn load(dir: &Path, wanted: &Wanted, seed: u64) -> Result<Loaded> {
     let mut config = read_config(dir)?;
     let weights = Weights::open(dir)?;
@@ -125,26 +130,24 @@ fn read_config(dir: &Path) -> Result<Config> {
 
 /// Settles on a head and puts its labels into the configuration.
 fn choose_head(dir: &Path, config: &mut Config, weights: &Weights, wanted: &Wanted) -> Result<(Head, Source)> {
-    let found = weights.iter().find_map(|(name, ..)| Kind::of(name));
-    match (wanted, found) {
-        (Wanted::AsSaved, None) => Err(Error::Head {
+    // A file may have both: of models that are trained for both at once.
+    let has = |kind| weights.iter().any(|(name, ..)| Kind::of(name) == Some(kind));
+    match wanted {
+        Wanted::AsSaved if has(Kind::Classifier) => saved_classifier(dir, config, weights),
+        Wanted::AsSaved if !has(Kind::Mlm) => Err(Error::Head {
             wanted: "trained",
             found: "only the encoder",
             advice: "train one with `handbert train mlm` or `handbert train classifier`",
         }),
-        (Wanted::AsSaved, Some(Kind::Classifier)) => saved_classifier(dir, config, weights),
-        (Wanted::AsSaved | Wanted::Mlm, _) => {
+        Wanted::AsSaved | Wanted::Mlm => {
             config.labels.clear();
-            Ok((Head::Mlm, if found == Some(Kind::Mlm) { Source::File } else { Source::Fresh }))
+            Ok((Head::Mlm, if has(Kind::Mlm) { Source::File } else { Source::Fresh }))
         }
-        (Wanted::Classifier { labels }, _) => {
+        Wanted::Classifier { labels } => {
             if labels.len() < 2 {
                 return Err(wrong_labels(dir, format!("a classifier needs at least two classes, not {labels:?}")));
             }
-            let source = match found {
-                Some(Kind::Classifier) => known_classes(config, labels),
-                _ => Source::Fresh,
-            };
+            let source = if has(Kind::Classifier) { known_classes(config, labels) } else { Source::Fresh };
             config.labels = labels.clone();
             Ok((Head::Classifier { classes: labels.len() }, source))
         }

@@ -15,6 +15,10 @@ use crate::model::{Error, Result};
 /// Writes config.json and model.safetensors (f32, HF's names, the tied projection left out) into `dir`, making it
 /// where it is missing. Both are on the disk under temporary names before either takes its name, so that what was
 /// there before stays until the new model is whole.
+///
+/// # Errors
+///
+/// [`Error::Io`]; [`Error::File`] for values that are too few.
 pub fn save(dir: &Path, config: &Config, head: Head, table: &ParamTable, values: &[f32]) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(Error::io(dir))?;
     let (weights, configuration) = (dir.join(WEIGHTS), dir.join(CONFIG));

@@ -31,6 +31,10 @@ pub struct TensorFile {
 
 impl TensorFile {
     /// Reads a file; checks its header against its length, and its checksum where it carries one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::File`] for what is no whole safetensors file.
     pub fn open(path: &Path) -> Result<TensorFile> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let broken = |why: String| Error::File { path: path.into(), why };
@@ -87,6 +91,10 @@ impl TensorFile {
     }
 
     /// Copies a tensor of exactly `out.len()` finite elements, whatever float type it has.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensor`] for one that is missing, of another length or type, or not finite.
     pub fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let info = self.header.info(name).ok_or_else(|| self.error(name, "is missing"))?;
         let bytes = self.data().get(info.data_offsets.0..info.data_offsets.1).unwrap_or_default();
@@ -146,6 +154,10 @@ pub struct Tensor<'a> {
 ///
 /// The header is written here and not by the safetensors crate, whose metadata comes out in random
 /// order: the same tensors make the same bytes.
+///
+/// # Errors
+///
+/// Those of the file system.
 pub fn write(path: &Path, tensors: &BTreeMap<String, Tensor<'_>>) -> std::io::Result<()> {
     let mut header = Map::new();
     let sum = checksum(tensors.values().map(|t| bytemuck::cast_slice(t.values)));

@@ -122,6 +122,10 @@ pub struct Product<'a> {
 
 impl Product<'_> {
     /// Computes it and hands its blocks to `out`. `panels` is scratch memory.
+    ///
+    /// # Errors
+    ///
+    /// If there is no memory for packed panels.
     pub fn run(&self, panels: &mut Buffer, out: &mut impl Output) -> Result<()> {
         let Product { rows, cols, depth, .. } = *self;
         if rows == 0 || cols == 0 {
