@@ -9,6 +9,9 @@
 //! elements, one addition, or two equal roundings that cancel. What an honest f32 implementation may
 //! add there, in ulps: ½ for rounding the result, ½ for adding it to what was there, 1 for the last
 //! multiplication or division, and 2 for an exp, erf or square root in between: 4.
+//!
+//! A bf16 backend's sums over the rows of a large batch are made by matrix units, which cut where arithmetic in f32 rounds: what
+//! is off grows with the depth of the sum and not with its root. The naive computation of those cuts too, in one sum.
 
 /// See above.
 pub const ULPS: f64 = 4.0;

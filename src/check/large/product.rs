@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::check::reference::Scalar;
+use crate::check::reference::{MATRIX_UNIT_DEPTH, Scalar};
 
 /// Rows that go through the other matrix together.
 const ROWS: usize = 8;
@@ -45,14 +45,16 @@ pub fn plus_bias<T: Scalar>(x: &[T], m: &[T], bias: &[T]) -> Vec<T> {
     y
 }
 
-/// start + d_yᵀ x.  d_y [R, out], x [R, in], start [out, in]
+/// start + d_yᵀ x.  d_y [R, out], x [R, in], start [out, in]. The sums are deep, so how a matrix unit adds tells: see
+/// [`Scalar::add_products`].
 pub fn weight_gradient<T: Scalar>(start: Vec<T>, d_y: &[T], x: &[T], inputs: usize) -> Vec<T> {
     let outputs = start.len() / inputs;
     let mut d_weight = start;
     d_weight.par_chunks_mut(inputs).enumerate().for_each(|(o, d_weight)| {
-        for (d_y, x) in d_y.chunks(outputs).zip(x.chunks(inputs)) {
-            d_weight.iter_mut().zip(x).for_each(|(d_weight, &x)| *d_weight += d_y[o] * x);
-        }
+        let blocks = d_y.chunks(MATRIX_UNIT_DEPTH * outputs).zip(x.chunks(MATRIX_UNIT_DEPTH * inputs));
+        blocks.for_each(|(d_y, x)| {
+            T::add_products(d_weight, d_y.iter().skip(o).step_by(outputs).copied(), x.chunks(inputs));
+        });
     });
     d_weight
 }
@@ -61,6 +63,7 @@ pub fn weight_gradient<T: Scalar>(start: Vec<T>, d_y: &[T], x: &[T], inputs: usi
 mod tests {
     use crate::check::random::Random;
     use crate::check::reference::linear as plain;
+    use crate::check::reference::{Mixed, Scalar};
 
     /// f32, where another order would show.
     #[test]
@@ -74,5 +77,17 @@ mod tests {
         let d_x = plain::linear_backward(&d_y, &x, &weight, inputs, &mut d_weight);
         assert_eq!(super::product(&d_y, &weight, inputs), d_x);
         assert_eq!(super::weight_gradient(weight, &d_y, &x, inputs), d_weight);
+    }
+
+    /// Ones from 2^24 on, where f32 has even numbers only: each eight and what was there are added, then cut.
+    #[test]
+    fn deep_sums_in_bf16_are_cut_as_a_matrix_unit_does() {
+        let sum = |start: f64, x: f64| {
+            let (start, x) = (vec![Mixed::of(start)], vec![Mixed::of(x); 19]);
+            super::weight_gradient(start, &[Mixed::of(1.0); 19], &x, 1)[0].to_f64()
+        };
+        assert_eq!(sum(16_777_216.0, 1.0), 16_777_234.0);
+        assert_eq!(sum(-16_777_216.0, -1.125), -16_777_234.0);
+        assert_eq!(sum(0.0, 1.125), 21.375);
     }
 }

@@ -52,7 +52,20 @@ pub trait Scalar:
     fn stored(self) -> Self {
         self
     }
+    /// sums += Σ_k factors[k] rows[k], of at most [`MATRIX_UNIT_DEPTH`] rows: one after the other, or as a matrix unit adds.
+    fn add_products<'a>(sums: &mut [Self], factors: impl Iterator<Item = Self>, rows: impl Iterator<Item = &'a [Self]>)
+    where
+        Self: 'a,
+    {
+        for (factor, row) in factors.zip(rows) {
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += factor * x);
+        }
+    }
 }
+
+/// Products that the matrix units of sm_80 add at once; those of sm_90 add sixteen (kernels/sim/matrix_unit.h names the
+/// sources).
+pub const MATRIX_UNIT_DEPTH: usize = 8;
 
 macro_rules! scalar {
     ($float:ty) => {
@@ -134,6 +147,22 @@ impl Scalar for Mixed {
     fn stored(self) -> Mixed {
         Mixed(rounded(self.0))
     }
+    /// The sum of all is cut to f32 and not rounded, so that the errors of a deep sum do not cancel.
+    fn add_products<'a>(
+        sums: &mut [Mixed], factors: impl Iterator<Item = Mixed>, rows: impl Iterator<Item = &'a [Mixed]>,
+    ) {
+        let mut exact: Vec<f64> = sums.iter().map(|sum| sum.to_f64()).collect();
+        for (factor, row) in factors.zip(rows) {
+            exact.iter_mut().zip(row).for_each(|(sum, x)| *sum += factor.to_f64() * x.to_f64());
+        }
+        sums.iter_mut().zip(exact).for_each(|(sum, exact)| *sum = Mixed(cut(exact)));
+    }
+}
+
+/// f32, the excess bits dropped.
+fn cut(x: f64) -> f32 {
+    let nearest = x as f32;
+    if f64::from(nearest).abs() > x.abs() { f32::from_bits(nearest.to_bits() - 1) } else { nearest }
 }
 
 /// The bf16 nearest to `x`, as f32.
