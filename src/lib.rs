@@ -31,3 +31,8 @@ pub mod model;
 pub mod philox;
 pub mod predict;
 pub mod train;
+
+/// The line of a test that cannot run here, as in tests/.
+#[cfg(test)]
+#[path = "../tests/support/skip.rs"]
+mod skip;

@@ -10,7 +10,7 @@ use handbert::data::pack::{Long, Packing};
 use handbert::train::checkpoint::{Checkpoint, directory};
 use handbert::train::run_dir::read_metrics;
 use handbert::train::schedule::ScheduleKind;
-use handbert::train::{Ended, Every, Feed, Length, Outliers, Record, Silent, Start, Task, TrainPlan, run};
+use handbert::train::{Ended, Every, Feed, Length, Outliers, Record, Silent, Start, Summary, Task, TrainPlan, run};
 use support::training::{Corpus, Watcher, config, corpus, cpu, plan, start, weights};
 
 /// Accumulation of 2, three epochs of a few steps, dropout on, an evaluation each epoch.
@@ -50,8 +50,10 @@ fn outcome(out: &Path, steps: u64) -> Outcome {
 }
 
 /// Runs once through, then stopped after each of these numbers of steps, and compares. `stops` is told
-/// how many steps the first epoch has.
-fn check(corpus: &Corpus, change: impl Fn(&mut TrainPlan), task: Task, stops: impl Fn(u64) -> Vec<Vec<u64>>) {
+/// how many steps the first epoch has. Gives what came of the run that was not stopped.
+fn check(
+    corpus: &Corpus, change: impl Fn(&mut TrainPlan), task: Task, stops: impl Fn(u64) -> Vec<Vec<u64>>,
+) -> Summary {
     let model = || start(config(corpus.tokenizer.vocab_size()), &task);
     let whole = tempfile::tempdir().expect("a directory");
     let mut plan = long_plan(task.clone(), whole.path());
@@ -74,9 +76,11 @@ fn check(corpus: &Corpus, change: impl Fn(&mut TrainPlan), task: Task, stops: im
             from = Start::resume(parts.path()).expect("a checkpoint");
         }
         let resumed = run(&cpu(), from, &corpus.set, &plan, &mut Silent).expect("the last sitting");
-        assert_eq!((resumed.steps, resumed.tokens), (summary.steps, summary.tokens));
+        let counts = |of: &Summary| (of.steps, of.tokens, of.outlier_steps);
+        assert_eq!(counts(&resumed), counts(&summary));
         assert!(outcome(parts.path(), summary.steps) == expected, "{task:?} stopped after {sittings:?} differs");
     }
+    summary
 }
 
 #[test]
@@ -107,7 +111,8 @@ fn every_accumulation_in_both_packings_with_a_guard() {
                 plan.schedule.kind = ScheduleKind::Cosine;
                 plan.outliers = Outliers { max_loss: Some(2.0), max_grad_norm: Some(1.0), window: 3 };
             };
-            check(&corpus, change, Task::MLM, |epoch| vec![vec![epoch - 1], vec![epoch + 1, 2]]);
+            let summary = check(&corpus, change, Task::MLM, |epoch| vec![vec![epoch - 1], vec![epoch + 1, 2]]);
+            assert!(summary.outlier_steps > 0, "accumulation {accumulation}, {packing:?}: no outliers");
         }
     }
 }

@@ -43,7 +43,7 @@ impl Bench {
     fn command(&self, arguments: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
         command.current_dir(self.dir.path()).args(arguments.split_whitespace()).args(["--threads", "2"]);
-        command.stdin(Stdio::null()).env("HANDBERT_DEVICE", "cpu");
+        command.stdin(Stdio::null()).env("HANDBERT_DEVICE", "cpu").env_remove("RUST_LOG");
         command
     }
 
@@ -88,14 +88,16 @@ fn from_files_to_a_classifier_and_back_from_run_toml() {
     for key in ["steps", "tokens", "seconds", "tokens_per_second", "loss", "evaluation", "device"] {
         assert!(!mlm[key].is_null(), "{key} in {mlm}");
     }
-    assert!(mlm["evaluation"]["perplexity"].as_f64() < mlm["evaluation_before"]["perplexity"].as_f64(), "{mlm}");
+    let [before, after] =
+        ["evaluation_before", "evaluation"].map(|when| mlm[when]["perplexity"].as_f64().expect("given"));
+    assert!(after < before, "{mlm}");
 
     assert!(std::fs::read_to_string(bench.path("mlm/report.html")).expect("a report").contains("<svg"));
 
     // What the last evaluation said is what `eval` says: the same split, the same masks.
     let eval = bench.json("eval mlm --model mlm --data postings.jsonl");
     for key in ["loss", "perplexity", "masked_tokens", "accuracy"] {
-        assert_eq!(eval[key], mlm["evaluation"][key], "{key}");
+        assert!(eval[key].is_number() && eval[key] == mlm["evaluation"][key], "{key}: {eval} {mlm}");
     }
     assert!(eval["perplexity_unigram"].is_number());
 
@@ -106,9 +108,9 @@ fn from_files_to_a_classifier_and_back_from_run_toml() {
     assert!(trained["evaluation"]["curves"].is_null(), "points are for pictures");
     let eval = bench.json("eval classifier --model classifier --data postings.jsonl");
     for key in ["rows", "accuracy", "f1", "macro_f1", "roc_auc", "average_precision", "threshold"] {
-        assert_eq!(eval[key], trained["evaluation"][key], "{key}");
+        assert!(eval[key].is_number() && eval[key] == trained["evaluation"][key], "{key}: {eval} {trained}");
     }
-    assert!(eval["roc_auc"].as_f64() > Some(0.9), "{eval}");
+    assert!(eval["roc_auc"].as_f64().expect("a number") > 0.9, "{eval}");
     let all = bench.json("eval classifier --model classifier --data postings.jsonl --subset all");
     assert_eq!(all["rows"], 150);
     assert!(bench.ok("eval classifier --model classifier --data postings.jsonl").contains("ROC AUC"));
@@ -173,6 +175,23 @@ fn wait_for_a_step(out: &Path) {
     }
 }
 
+/// Begins a run anew and sends it a signal. The command that it says to go on by; `None` where it came to its end.
+#[cfg(unix)]
+fn interrupted(bench: &Bench, plan: &str, signal: &str, out: &str) -> Option<String> {
+    // What is there of a run before is not to be waited for.
+    std::fs::remove_dir_all(bench.path(out)).ok();
+    let mut command = bench.command(&format!("{plan} --device cpu"));
+    let child = command.args(["--out", out]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.expect("started");
+    wait_for_a_step(&bench.path(out));
+    let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("sent");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("ended");
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{said}\n{}", text(&output.stderr));
+    said.lines().find(|line| line.contains("--resume")).map(|line| line.trim().to_owned())
+}
+
 #[cfg(unix)]
 #[test]
 fn a_signal_saves_and_says_how_to_go_on() {
@@ -180,22 +199,16 @@ fn a_signal_saves_and_says_how_to_go_on() {
     let plan = format!("{MLM} --max-steps 120 --logging-steps 1 --eval-strategy no");
     bench.ok(&format!("{plan} --out whole"));
     for (signal, out) in [("-INT", "interrupted"), ("-TERM", "it's terminated")] {
-        let mut command = bench.command(&format!("{plan} --device cpu"));
-        let child = command.args(["--out", out]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
-        let child = child.expect("started");
-        wait_for_a_step(&bench.path(out));
-        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("sent");
-        assert!(sent.success());
-        let output = child.wait_with_output().expect("ended");
-        let said = text(&output.stdout);
-        assert_eq!(output.status.code(), Some(0), "{said}\n{}", text(&output.stderr));
-        let resume = said.lines().find(|line| line.contains("--resume")).expect("a command").trim();
+        // On a busy machine a run may be done before its signal comes.
+        let interrupted = (0..5).find_map(|_| interrupted(&bench, &plan, signal, out));
+        let resume = interrupted.unwrap_or_else(|| panic!("{signal} changes nothing"));
         assert!(resume.ends_with("--resume --device cpu --threads 2"), "{resume}");
         // As it stands, in a shell that finds the program.
         let programs = Path::new(env!("CARGO_BIN_EXE_handbert")).parent().expect("a directory");
         let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap_or_default());
-        let resumed = Command::new("sh").args(["-c", resume]).current_dir(bench.dir.path()).env("PATH", path).output();
-        let resumed = resumed.expect("started");
+        let mut again = Command::new("sh");
+        again.args(["-c", &resume]).current_dir(bench.dir.path()).env("PATH", path).env_remove("RUST_LOG");
+        let resumed = again.output().expect("started");
         assert_eq!(resumed.status.code(), Some(0), "{}", text(&resumed.stderr));
         assert!(text(&resumed.stdout).contains("120 steps"), "{}", text(&resumed.stdout));
         assert!(weights(&bench.path(out)) == weights(&bench.path("whole")), "{signal}");
@@ -211,7 +224,9 @@ fn a_disk_that_takes_no_more_names_the_file_and_spares_the_checkpoint() {
     // A limit on file sizes stands in for the full disk: the same write fails, with another number.
     let handbert = env!("CARGO_BIN_EXE_handbert");
     let script = format!("trap '' XFSZ; ulimit -f 100; exec {handbert} train mlm --out run --resume --threads 2");
-    let output = Command::new("sh").args(["-c", &script]).current_dir(bench.dir.path()).output().expect("started");
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]).current_dir(bench.dir.path()).env("HANDBERT_DEVICE", "cpu").env_remove("RUST_LOG");
+    let output = command.output().expect("started");
     let err = text(&output.stderr);
     assert_eq!(output.status.code(), Some(2), "{err}");
     for part in

@@ -192,6 +192,10 @@ mod tests {
 
     #[test]
     fn a_row_is_its_blocks() {
+        #[cfg(target_arch = "x86_64")]
+        if pulp::x86::V3::try_new().is_none() {
+            crate::skip::skipped("this machine has no AVX2");
+        }
         for drop in [Dropout::NONE, Dropout::new(0.1, 3, 7)] {
             for columns in [1, 8, 100, 128, 768] {
                 let same = |row: &[f32], head: &[f32]| {

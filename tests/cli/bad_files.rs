@@ -140,11 +140,14 @@ impl Drop for SmallDisk {
 
 #[test]
 fn a_disk_that_fills_up_on_the_way() {
-    let Some(disk) = SmallDisk::mount(scratch("small-disk")) else {
+    let dir = scratch("small-disk");
+    let disk = dir.join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let Some(disk) = SmallDisk::mount(disk) else {
         return skipped("no right to mount a small file system");
     };
     let t = tiny();
-    let big = scratch("small-disk-input").join("big.jsonl");
+    let big = dir.join("big.jsonl");
     handbert(["synth", "--rows", "1500", "--out", arg(&big)]).exits(0);
     let out = disk.0.join("out.jsonl");
     predict(&big, &out, &[]).exits(2).says(&["out.jsonl", "No space left", "out.jsonl.partial"]);

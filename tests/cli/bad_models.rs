@@ -13,10 +13,11 @@ fn predict_with(model: &Path) -> Run {
     run
 }
 
-fn copy_of_the_classifier(name: &str) -> PathBuf {
-    let dir = scratch(name).join("model");
-    copy_dir(&tiny().classifier, &dir);
-    dir
+/// A copy, in a directory that must outlive it.
+fn copy_of_the_classifier(dir: &Path) -> PathBuf {
+    let model = dir.join("model");
+    copy_dir(&tiny().classifier, &model);
+    model
 }
 
 fn edit_config(model: &Path, edit: impl Fn(&mut serde_json::Value)) {
@@ -40,7 +41,8 @@ fn no_such_model_and_no_weights() {
     let args = ["predict", arg(&tiny().postings), "--out", arg(&out), "--model"];
     handbert(args.into_iter().chain(["./no-such-dir"])).exits(2).says(&["no-such-dir"]);
     handbert(args.into_iter().chain(["nobody/no-such-model"])).exits(2).says(&["nobody/no-such-model"]);
-    let model = copy_of_the_classifier("no-weights");
+    let dir = scratch("no-weights");
+    let model = copy_of_the_classifier(&dir);
     std::fs::remove_file(model.join("model.safetensors")).unwrap();
     predict_with(&model).exits(2).says(&["model.safetensors"]);
     std::fs::remove_file(model.join("config.json")).unwrap();
@@ -49,7 +51,8 @@ fn no_such_model_and_no_weights() {
 
 #[test]
 fn no_tokenizer() {
-    let model = copy_of_the_classifier("no-tokenizer");
+    let dir = scratch("no-tokenizer");
+    let model = copy_of_the_classifier(&dir);
     for name in ["tokenizer.json", "vocab.txt"] {
         std::fs::remove_file(model.join(name)).unwrap();
     }
@@ -59,7 +62,8 @@ fn no_tokenizer() {
 #[test]
 fn an_unknown_activation_and_other_fields() {
     let t = tiny();
-    let model = copy_of_the_classifier("activation");
+    let dir = scratch("activation");
+    let model = copy_of_the_classifier(&dir);
     edit_config(&model, |c| c["activation"] = "swish".into());
     predict_with(&model).exits(2).says(&["config.json", "activation", "swish"]);
     edit_config(&model, |c| {
@@ -67,7 +71,7 @@ fn an_unknown_activation_and_other_fields() {
         c["n_heads"] = 3.into();
     });
     predict_with(&model).exits(2).says(&["config.json", "n_heads"]);
-    let file = scratch("bad-config").join("config.json");
+    let file = dir.join("config.json");
     std::fs::write(&file, config(600, "relu")).unwrap();
     let out = file.with_file_name("run");
     let args = ["train", "mlm", "--config", arg(&file), "--data", arg(&t.tokens), "--out", arg(&out)];
@@ -77,7 +81,8 @@ fn an_unknown_activation_and_other_fields() {
 
 #[test]
 fn a_missing_layer() {
-    let model = copy_of_the_classifier("layer");
+    let dir = scratch("layer");
+    let model = copy_of_the_classifier(&dir);
     let path = model.join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -86,14 +91,16 @@ fn a_missing_layer() {
     let damaged = safetensors::serialize(kept, metadata).unwrap();
     std::fs::write(&path, damaged).unwrap();
     predict_with(&model).exits(2).says(&["model.safetensors", "layer.1.ffn"]);
-    let model = copy_of_the_classifier("more-layers");
+    let dir = scratch("more-layers");
+    let model = copy_of_the_classifier(&dir);
     edit_config(&model, |c| c["n_layers"] = 3.into());
     predict_with(&model).exits(2).says(&["layer.2."]);
 }
 
 #[test]
 fn damaged_weights() {
-    let model = copy_of_the_classifier("weights");
+    let dir = scratch("weights");
+    let model = copy_of_the_classifier(&dir);
     let path = model.join("model.safetensors");
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 4]).unwrap();
@@ -104,7 +111,8 @@ fn damaged_weights() {
 
 #[test]
 fn a_flipped_byte_in_a_checkpoint() {
-    let run = scratch("flipped-checkpoint").join("run");
+    let dir = scratch("flipped-checkpoint");
+    let run = dir.join("run");
     copy_dir(&tiny().mlm, &run);
     let checkpoint = std::fs::read_dir(&run)
         .unwrap()
@@ -133,7 +141,8 @@ fn a_flipped_byte_in_a_checkpoint() {
 #[test]
 fn numbers_that_do_not_fit_the_model() {
     let t = tiny();
-    let out = scratch("numbers").join("out.jsonl");
+    let dir = scratch("numbers");
+    let out = dir.join("out.jsonl");
     let predict = ["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", arg(&out)];
     for (flag, value, says) in [
         ("--max-length", "129", "128"),

@@ -24,7 +24,8 @@ fn cuda_without_a_driver_is_refused() {
         return;
     }
     let t = tiny();
-    let out = scratch("cuda").join("out.jsonl");
+    let dir = scratch("cuda");
+    let out = dir.join("out.jsonl");
     for device in ["cuda", "cuda:1"] {
         let says = ["--device cuda:", "libcuda.so", "install NVIDIA's driver", "--device cpu"];
         fill_mask(&["--device", device]).exits(2).says(&says);
@@ -60,7 +61,8 @@ fn auto_without_a_driver_computes_on_the_cpu_and_says_so_in_one_line() {
 fn predict_takes_batches_of_any_size_and_auto() {
     let t = tiny();
     let label = |tokens: &str| {
-        let out = scratch(&format!("batch-tokens-{tokens}")).join("out.jsonl");
+        let dir = scratch(&format!("batch-tokens-{tokens}"));
+        let out = dir.join("out.jsonl");
         let predict = ["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", arg(&out)];
         handbert(predict.into_iter().chain(["--batch-tokens", tokens])).exits(0);
         std::fs::read_to_string(out).unwrap()

@@ -24,7 +24,8 @@ fn words(line: &str) -> Vec<String> {
 
 #[test]
 fn leaves_everything_and_its_commands_do_the_same_by_hand() {
-    let dir = scratch("quickstart").join("q");
+    let place = scratch("quickstart");
+    let dir = place.join("q");
     let json = quickstart(&dir, &["--json"]).exits(0).json();
     for key in
         ["perplexity_before", "perplexity_after", "perplexity_unigram", "roc_auc", "seconds", "tokens_per_second"]

@@ -12,7 +12,8 @@ fn postings() -> String {
 #[test]
 fn from_stdin_to_stdout_as_from_file_to_file() {
     let t = tiny();
-    let out = scratch("stdin").join("out.jsonl");
+    let dir = scratch("stdin");
+    let out = dir.join("out.jsonl");
     handbert(["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", arg(&out)]).exits(0);
     let run = handbert_reading(postings().as_bytes(), ["predict", "-", "--model", arg(&t.classifier), "--out", "-"]);
     assert!(run.exits(0).out == std::fs::read_to_string(&out).unwrap(), "the rows differ");
@@ -65,7 +66,8 @@ fn a_pipe_under_a_files_name_is_read_once_too() {
     let predict = ["predict", arg(&t.postings), "/dev/stdin", "--model", arg(&t.classifier), "--out", "-"];
     let run = handbert_reading(postings().as_bytes(), predict).exits(0);
     assert_eq!(run.out.lines().count(), 2 * postings().lines().count());
-    let set = scratch("pipe").join("set");
+    let dir = scratch("pipe");
+    let set = dir.join("set");
     let tokenize = ["tokenize", "/dev/stdin", "--train-vocab", "300", "--out", arg(&set)];
     handbert_reading(postings().as_bytes(), tokenize).exits(2).says(&["/dev/stdin", "read only once"]);
     assert!(!set.exists());

@@ -2,9 +2,11 @@
 
 use std::ffi::OsStr;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -46,12 +48,42 @@ pub fn arg(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }
 
+/// A directory that goes when it is dropped.
+pub struct Scratch(tempfile::TempDir);
+
+impl Deref for Scratch {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl AsRef<Path> for Scratch {
+    fn as_ref(&self) -> &Path {
+        self
+    }
+}
+
 /// A directory of one test's own, empty.
-pub fn scratch(name: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli").join(name);
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir_all(&dir).expect("target/tmp can be written");
-    dir
+pub fn scratch(name: &str) -> Scratch {
+    let dir = tempfile::Builder::new().prefix(&format!("handbert-{name}-")).tempdir();
+    Scratch(dir.expect("a directory"))
+}
+
+/// A directory for what all tests share. Nothing says when the last of them is done, so it stays; what programs before
+/// this one left goes a day later.
+fn shared() -> PathBuf {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+    std::fs::create_dir_all(&all).expect("target/tmp can be written");
+    for entry in std::fs::read_dir(&all).expect("target/tmp can be read").flatten() {
+        let made = entry.metadata().and_then(|of| of.modified());
+        if made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > DAY)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+    tempfile::tempdir_in(all).expect("target/tmp can be written").keep()
 }
 
 /// Lines of a JSONL file.
@@ -75,7 +107,7 @@ pub const ROWS: usize = 240;
 pub fn tiny() -> &'static Tiny {
     static TINY: OnceLock<Tiny> = OnceLock::new();
     TINY.get_or_init(|| {
-        let dir = scratch("tiny");
+        let dir = shared();
         let tiny = Tiny {
             postings: dir.join("postings.jsonl"),
             tokens: dir.join("tokens"),

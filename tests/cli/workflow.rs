@@ -1,5 +1,7 @@
 //! Each command in its turn, as a user goes through them.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::support::{ROWS, arg, command, handbert, rows, scratch, tiny};
@@ -33,7 +35,7 @@ fn synth_is_the_same_every_time_and_in_every_format() {
     for (file, set) in [(&a, &set_a), (&b, &set_b)] {
         handbert(["tokenize", arg(file), "--out", arg(set), "--tokenizer", arg(&tiny().tokens)]).exits(0);
     }
-    let tokens = |set: &std::path::Path| std::fs::read(set.join("tokens-00000.bin")).unwrap();
+    let tokens = |set: &Path| std::fs::read(set.join("tokens-00000.bin")).unwrap();
     assert_eq!(tokens(&set_a), tokens(&set_b));
 }
 
@@ -47,7 +49,7 @@ fn eval_gives_its_figures() {
     assert!((loss.exp() / perplexity - 1.0).abs() < 1e-6, "{mlm}");
     assert!(perplexity > 1.0 && perplexity < 1e4, "{mlm}");
     // A checkpoint knows the split of its run as the run itself does.
-    let tokens_of = |model: &std::path::Path| {
+    let tokens_of = |model: &Path| {
         let eval = ["eval", "mlm", "--model", arg(model), "--data", arg(&t.tokens), "--json"];
         handbert(eval).exits(0).json()["masked_tokens"].clone()
     };
@@ -77,7 +79,8 @@ fn training_leaves_a_model_metrics_settings_and_a_report() {
 #[test]
 fn train_prints_its_figures() {
     let t = tiny();
-    let out = scratch("train-json").join("run");
+    let dir = scratch("train-json");
+    let out = dir.join("run");
     let args = ["train", "mlm", "--model", arg(&t.mlm), "--data", arg(&t.tokens), "--out", arg(&out), "--json"];
     let run = handbert(args.into_iter().chain(["--max-steps", "2", "--batch-tokens", "256", "--max-length", "128"]));
     let json = run.exits(0).json();
@@ -89,7 +92,8 @@ fn train_prints_its_figures() {
 #[test]
 fn predict_labels_every_row_in_order() {
     let t = tiny();
-    let out = scratch("predict").join("out.jsonl");
+    let dir = scratch("predict");
+    let out = dir.join("out.jsonl");
     let args = ["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", arg(&out), "--json"];
     let json = handbert(args.into_iter().chain(["--all-scores", "--text-columns", "title,text"])).exits(0).json();
     has_keys(
@@ -116,11 +120,23 @@ fn predict_labels_every_row_in_order() {
 #[test]
 fn inspect_describes_and_verifies() {
     let t = tiny();
-    for path in [&t.tokens, &t.mlm, &t.classifier] {
-        handbert(["inspect", arg(path)]).exits(0);
-        let run = handbert(["inspect", arg(path), "--verify", "--json"]).exits(0);
-        assert!(run.json().is_object());
-    }
+    let of = |path: &Path| {
+        assert!(!handbert(["inspect", arg(path)]).exits(0).out.is_empty());
+        let json = handbert(["inspect", arg(path), "--verify", "--json"]).exits(0).json();
+        assert_eq!(json["verified"], true, "{json}");
+        json
+    };
+    let set = of(&t.tokens);
+    assert_eq!((&set["samples"], &set["text_columns"]), (&ROWS.into(), &serde_json::json!(["title", "text"])));
+    let counts = set["labels"].as_object().unwrap().values().map(|count| count.as_u64().unwrap());
+    assert_eq!(counts.sum::<u64>(), ROWS as u64);
+    let mlm = of(&t.mlm);
+    assert_eq!((&mlm["kind"], &mlm["head"], &mlm["config"]["n_layers"]), (&"model".into(), &"mlm".into(), &2.into()));
+    let classifier = of(&t.classifier);
+    assert_eq!((&classifier["head"], classifier["labels"].as_array().unwrap().len()), (&"classifier".into(), 2));
+    let checkpoint = of(&t.mlm.join("checkpoint-6"));
+    assert_eq!(checkpoint["checkpoint"], serde_json::json!({ "step": 6, "moments": true }));
+    assert_eq!(checkpoint["parameters"], mlm["parameters"]);
 }
 
 #[test]
@@ -141,7 +157,7 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
     let t = tiny();
     let dir = scratch("resume");
     let (whole, parts) = (dir.join("whole"), dir.join("parts"));
-    let args = |out: &std::path::Path| {
+    let args = |out: &Path| {
         let args = ["train", "mlm", "--config", arg(&t.config), "--data", arg(&t.tokens), "--out", arg(out)];
         let more = ["--batch-tokens", "256", "--max-length", "128", "--max-steps", "6", "--save-steps", "3"];
         args.into_iter().chain(more).chain(["--eval-strategy", "no"]).map(str::to_owned).collect::<Vec<_>>()
@@ -149,22 +165,41 @@ fn an_interrupted_run_resumes_to_the_same_bits() {
     handbert(args(&whole)).exits(0);
     handbert(args(&parts)).exits(0);
     // As after a crash: only the middle checkpoint is left.
-    let last = parts.join("checkpoint-6");
-    if last.exists() {
-        std::fs::remove_dir_all(&last).unwrap();
-    }
+    std::fs::remove_dir_all(parts.join("checkpoint-6")).unwrap();
+    std::fs::remove_file(parts.join("model.safetensors")).unwrap();
     handbert(["train", "mlm", "--out", arg(&parts), "--resume"]).exits(0);
-    let weights = |run: &std::path::Path| std::fs::read(run.join("model.safetensors")).unwrap();
-    assert_eq!(weights(&whole), weights(&parts));
+    for file in ["model.safetensors", "checkpoint-6/model.safetensors", "checkpoint-6/handbert_state.safetensors"] {
+        let [one, other] = [&whole, &parts].map(|run| std::fs::read(run.join(file)).unwrap());
+        assert!(one == other, "{file}");
+    }
 }
 
 #[test]
 fn quiet_says_nothing_when_all_is_well() {
     let t = tiny();
-    let out = scratch("quiet").join("out.jsonl");
+    let dir = scratch("quiet");
+    let out = dir.join("out.jsonl");
     let output = command()
         .args(["predict", arg(&t.postings), "--model", arg(&t.classifier), "--out", arg(&out), "--quiet"])
         .output()
         .unwrap();
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+}
+
+#[test]
+fn a_run_is_the_same_on_any_number_of_threads() {
+    let t = tiny();
+    let dir = scratch("threads");
+    let starts = [("mlm", ["--config", arg(&t.config)]), ("classifier", ["--model", arg(&t.mlm)])];
+    for (task, from) in starts {
+        let of = |threads: &str| {
+            let out = dir.join(format!("{task}-{threads}"));
+            let train = ["train", task, "--data", arg(&t.tokens), "--out", arg(&out), "--threads", threads];
+            let sizes = ["--batch-tokens", "512", "--max-length", "128", "--max-steps", "6", "--learning-rate", "1e-3"];
+            handbert(train.into_iter().chain(from).chain(sizes)).exits(0);
+            let files = ["model.safetensors", "handbert_state.safetensors"];
+            files.map(|file| std::fs::read(out.join("checkpoint-6").join(file)).unwrap())
+        };
+        assert!(of("1") == of("3"), "{task}: threads make a difference");
+    }
 }

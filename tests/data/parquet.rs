@@ -121,7 +121,7 @@ fn files_cut_short_or_damaged_are_errors_and_never_panics() {
         damaged[at] ^= mask;
         std::fs::write(file(&directory), &damaged).unwrap();
         if let Ok(reader) = Source::open(&file(&directory)) {
-            assert!(reader.take(100).count() <= 100, "byte {at} with mask {mask}");
+            assert!(reader.take(1000).count() < 1000, "byte {at} with mask {mask}: more rows than can be");
         }
     }
 }

@@ -273,18 +273,21 @@ fn every_cut_of_a_small_file_is_told() {
 
 #[test]
 fn damage_inside_compressed_data_is_told() {
-    let plain = "one posting a line\n".repeat(1000);
-    for bytes in [gz(plain.as_bytes()), zst(plain.as_bytes())] {
+    let lines: Vec<String> = (0..1000).map(|i| format!("posting {i} of a thousand")).collect();
+    let plain = lines.join("\n") + "\n";
+    // Both formats carry a checksum; zstd's is optional.
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.include_checksum(true).unwrap();
+    encoder.write_all(plain.as_bytes()).unwrap();
+    for bytes in [gz(plain.as_bytes()), encoder.finish().unwrap()] {
         for at in 0..bytes.len() {
             let mut bytes = bytes.clone();
             bytes[at] ^= 0x10;
-            // Whatever the damage does, it never panics; where it changes the text, it is told (both formats carry
-            // a checksum, zstd's is optional and absent here).
-            let texts = stream(&bytes, Some(Format::Txt)).map(|reader| reader.collect::<Result<Vec<_>, _>>());
-            if let Ok(Ok(rows)) = texts
-                && bytes.starts_with(b"\x1F\x8B")
-            {
-                assert_eq!(rows.len(), 1000, "byte {at}");
+            // Whatever the damage does, it never panics; where it changes the text, it is told.
+            let rows = stream(&bytes, Some(Format::Txt)).and_then(|reader| reader.collect::<Result<Vec<_>, _>>());
+            if let Ok(rows) = rows {
+                let texts: Vec<String> = rows.iter().map(|row| text(row, "text")).collect();
+                assert!(texts == lines, "byte {at}");
             }
         }
     }

@@ -10,7 +10,8 @@ use handbert::data::synth::file::{Job, write_file};
 use handbert::data::synth::row;
 
 fn synth(directory: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_handbert")).current_dir(directory).arg("synth").args(arguments).output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
+    command.current_dir(directory).env_remove("RUST_LOG").arg("synth").args(arguments).output().unwrap()
 }
 
 fn read(path: &Path) -> Vec<Row> {

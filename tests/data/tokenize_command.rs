@@ -13,8 +13,15 @@ fn fixture() -> String {
     format!("{}/tests/fixtures/tokenizer/uncased", env!("CARGO_MANIFEST_DIR"))
 }
 
+/// The program, whatever the surroundings ask of its log.
+fn program() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.env_remove("RUST_LOG");
+    command
+}
+
 fn run(dir: &Path, args: &[&str]) -> Output {
-    Command::new(PROGRAM).args(args).current_dir(dir).output().unwrap()
+    program().args(args).current_dir(dir).output().unwrap()
 }
 
 fn json(output: &Output) -> Value {
@@ -104,7 +111,7 @@ fn a_vocabulary_is_learnt_and_can_be_used_again() {
 fn standard_input_is_read_once() {
     let dir = with_postings();
     let piped = |args: &[&str]| {
-        let mut child = Command::new(PROGRAM)
+        let mut child = program()
             .args(args)
             .current_dir(dir.path())
             .stdin(Stdio::piped())
@@ -170,7 +177,8 @@ fn a_disk_that_is_full_is_named_and_the_earlier_set_survives() {
         "trap '' XFSZ; ulimit -f 300; exec {PROGRAM} tokenize many.txt --out set --overwrite --tokenizer {}",
         fixture()
     );
-    let output = Command::new("sh").args(["-c", &script]).current_dir(dir.path()).output().unwrap();
+    let output =
+        Command::new("sh").args(["-c", &script]).current_dir(dir.path()).env_remove("RUST_LOG").output().unwrap();
     assert_eq!(code(&output), 2, "{output:?}");
     let why = stderr(&output);
     assert!(why.contains(".set.partial-") && why.contains("-00000.bin") && why.contains("large"), "{why}");

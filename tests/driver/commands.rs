@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::binary::Run;
+use crate::skip::skipped;
 use crate::stand_in::{NAME, Place};
 use crate::training::{Corpus, corpus, texts, weights};
 
@@ -53,11 +54,17 @@ impl Machine {
 
     /// Runs a command on the stand-in, set up like this.
     fn run(&self, settings: &str, args: &[&str]) -> (Run, Report) {
+        self.run_with(&[], settings, args)
+    }
+
+    /// The same with these in its environment.
+    fn run_with(&self, surroundings: &[(&str, &str)], settings: &str, args: &[&str]) -> (Run, Report) {
         let report = self.path("report");
         let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
         command.args(args).args(["--device", "cuda:0", "--threads", "2"]).stdin(Stdio::null());
         command.env("LD_LIBRARY_PATH", self.dir.path()).env("HANDBERT_KERNELS", &self.place.kernels);
         command.env("HANDBERT_CACHE", self.path("cache")).env("HF_HUB_OFFLINE", "1").env_remove("RUST_LOG");
+        command.env_remove("HANDBERT_MATMUL").envs(surroundings.iter().copied());
         command.env("STAND_IN", settings).env("STAND_IN_REPORT", &report);
         (Run::of(&mut command), Report::read(&report))
     }
@@ -128,4 +135,48 @@ fn the_binary_finds_every_op_right() {
     machine.place.be_ready_for_check();
     let (run, _) = machine.succeeds("", &["kernels", "check", "--quick", "--json"]);
     assert_eq!((&run.json()["right"], &run.json()["device"]), (&true.into(), &"Stand-in GPU 0 (sm_80), bf16".into()));
+}
+
+/// Ways of products that were chosen and kept, each once.
+fn kept(machine: &Machine) -> Vec<String> {
+    let files = std::fs::read_dir(machine.path("cache")).expect("the cache").map(|entry| entry.expect("listed").path());
+    let files = files.filter(|file| file.extension().is_some_and(|extension| extension == "json"));
+    let read = |file: PathBuf| std::fs::read_to_string(file).expect("choices");
+    let choices = files.flat_map(|file| serde_json::from_str::<Vec<serde_json::Value>>(&read(file)).expect("choices"));
+    let mut ways: Vec<String> = choices.map(|choice| choice["way"].to_string()).collect();
+    ways.sort();
+    ways.dedup();
+    ways
+}
+
+#[test]
+fn products_are_computed_as_they_are_asked_for_or_refused() {
+    let Some(machine) = Machine::new() else { return };
+    let [config, mlm] = ["config.json", "mlm"].map(|name| machine.path(name));
+    let train = ["train", "mlm", "--config", arg(&config), "--data", arg(machine.set()), "--out", arg(&mlm)];
+    let sizes = ["--batch-tokens", "64", "--max-length", "48", "--max-steps", "1", "--eval-strategy", "no"];
+    machine.succeeds("", &[&train[..], &sizes].concat());
+    let eval = ["eval", "mlm", "--model", arg(&mlm), "--data", arg(machine.set()), "--batch-tokens", "256", "--json"];
+
+    // By either name; the one on the command line wins.
+    let ask = |flag| [&eval[..], &["--matmul", flag]].concat();
+    let no_wgmma = ["wgmma, asked for by --matmul", "only Hopper has it", "--matmul own"];
+    machine.run("", &ask("wgmma")).0.exits(2).says(&no_wgmma);
+    machine.run_with(&[("HANDBERT_MATMUL", "wgmma")], "", &eval).0.exits(2).says(&no_wgmma);
+    machine.run_with(&[("HANDBERT_MATMUL", "wgmma")], "", &ask("mma")).0.exits(0);
+    machine.run_with(&[("HANDBERT_MATMUL", "fastest")], "", &eval).0.exits(2).says(&["fastest", "cublaslt"]);
+    // SAFETY: it only tries to open libraries of known names.
+    if unsafe { cudarc::cublaslt::sys::is_culib_present() } {
+        skipped("this machine has cuBLASLt");
+    } else {
+        let no_library = ["cuBLASLt, asked for by --matmul", "libcublasLt.so", "--matmul own"];
+        machine.run("", &ask("cublaslt")).0.exits(2).says(&no_library);
+    }
+
+    // On Hopper there is a choice.
+    for flag in ["mma", "wgmma"] {
+        std::fs::remove_dir_all(machine.path("cache")).ok();
+        machine.succeeds("capability=90", &ask(flag));
+        assert_eq!(kept(&machine), [format!("\"{flag}\"")], "--matmul {flag}");
+    }
 }

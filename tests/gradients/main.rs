@@ -24,7 +24,7 @@ use handbert::backend::cuda::CudaBackend;
 use handbert::check::reference::{Mixed, rounded};
 use handbert::model::{DistilBert, ParamSpec};
 use handbert::philox::philox4x32;
-use hf_case::{Case, LIMIT, Packed, Pass, largest, loss_and_grads, sampled, training, without_dropout};
+use hf_case::{Case, KEY_BIAS, LIMIT, Packed, Pass, largest, loss_and_grads, sampled, training, without_dropout};
 use reference_backend::Reference;
 use sim_device::SimDevice;
 
@@ -114,9 +114,6 @@ fn allowed(instances: &[Naive], error: impl Fn(&Naive) -> f64) -> f64 {
     2.0 * instances.iter().map(error).fold(0.0, f64::max)
 }
 
-/// Adding a constant to all keys changes no attention probability: the gradient of a key bias is zero, and what is
-/// computed for it is the rounding error of a sum of terms as large as the query bias's gradient.
-const KEY_BIAS: &str = "attention.k_lin.bias";
 const QUERY_BIAS: &str = "attention.q_lin.bias";
 
 /// A tensor, and what its error is relative to.

@@ -23,6 +23,7 @@ fn model(fixture: &str, tokens: usize) -> ModelDir {
 
 fn fill_mask(model: &ModelDir, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_handbert"));
+    command.env("HANDBERT_DEVICE", "cpu").env_remove("RUST_LOG");
     command.args(["fill-mask", "--model"]).arg(model.path()).args(arguments).output().unwrap()
 }
 

@@ -152,10 +152,17 @@ fn a_configuration_needs_no_weights() {
 mod download {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::sync::{Arc, Mutex};
+    use std::sync::{Arc, Mutex, Once};
 
     use super::*;
     use handbert::model::hub::{self, Wanted};
+
+    /// Whatever proxies the surroundings name, this machine is asked without one.
+    fn without_proxies() {
+        static ONCE: Once = Once::new();
+        // SAFETY: whoever else reads the environment in this process does so through std, which holds a lock meanwhile.
+        ONCE.call_once(|| unsafe { std::env::set_var("NO_PROXY", "127.0.0.1") });
+    }
 
     /// A hub with one model, `org/tiny`; remembers what it was asked for.
     struct TinyHub {
@@ -165,6 +172,7 @@ mod download {
 
     impl TinyHub {
         fn start(files: HashMap<String, Vec<u8>>) -> TinyHub {
+            without_proxies();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let endpoint = format!("http://{}", listener.local_addr().unwrap());
             let asked = Arc::new(Mutex::new(Vec::new()));
@@ -269,10 +277,11 @@ mod download {
 
     #[test]
     fn a_hub_that_cannot_be_reached_is_said() {
+        without_proxies();
         let cache = tempfile::tempdir().unwrap();
-        let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let hub = |endpoint: String| Hub { endpoint, network: Network::Allowed, ..offline(cache.path()) };
-        refused(&hub(format!("http://{closed}")), "org/tiny", &["not whole in", "downloading", "check the name"]);
+        // Nobody listens at the port of tcpmux.
+        refused(&hub("http://127.0.0.1:1".into()), "org/tiny", &["not whole in", "downloading", "check the name"]);
         refused(&hub("ftp://x".into()), "org/tiny", &["HF_ENDPOINT", "no http address"]);
     }
 }

@@ -5,6 +5,8 @@
 #[path = "../support/faulty_device.rs"]
 #[allow(dead_code)] // Whole runs use the rest.
 mod faulty_device;
+#[path = "../support/instruction_sets.rs"]
+mod instruction_sets;
 #[path = "../support/sim_device.rs"]
 mod sim_device;
 #[path = "../support/simulator.rs"]
@@ -23,9 +25,10 @@ mod upload;
 use handbert::backend::Backend;
 use handbert::check::{Effort, Family, Orders, Report, check};
 
-/// On one, two and three threads.
+/// On one, two and three threads; on two alone, where all of it is done once more under another instruction set.
 fn threads() -> Orders {
-    Orders::threads(&[1, 2, 3]).expect("threads")
+    let pools: &[usize] = if std::env::var_os("HANDBERT_SIMD").is_none() { &[1, 2, 3] } else { &[2] };
+    Orders::threads(pools).expect("threads")
 }
 
 /// What came of one family, which the output of a failed test shows.

@@ -1,6 +1,7 @@
 //! Accesses out of bounds, misaligned, to what nobody has written, to what may not be written; and other crashes.
 
 use crate::simulator::Simulator;
+use crate::skip::skipped;
 
 use super::trial::{Arg, Trial, input, output, values};
 
@@ -53,8 +54,9 @@ fn a_misaligned_load_is_caught() {
 fn a_misaligned_load_of_a_vector_is_caught() {
     let eight = |first| trial("load_eight", 2, vec![input(&[0x3f80u16; 32]), output::<f32>(16), Arg::U32(first)]);
     assert!(eight(8).passes().is_none_or(|outputs| values::<f32>(&outputs[0]) == [1.0; 16]));
-    if !Simulator::new(1).is_some_and(|simulator| simulator.sees_whole_structs()) {
-        return;
+    let Some(simulator) = Simulator::new(1) else { return };
+    if !simulator.sees_whole_structs() {
+        return skipped("clang takes loads of structs apart: their alignment is not checked");
     }
     eight(4).is_caught("reads 16 bytes at x + ");
     eight(4).is_caught(", which is not a multiple of 16");

@@ -174,7 +174,7 @@ impl Cutter {
         Sorted {
             order: self.array::<u32>(tokens),
             pieces: self.array::<Piece>(tokens),
-            sums: self.array::<Sum>(tokens / PIECE),
+            sums: self.array::<Sum>(sum_capacity(tokens)),
             groups: Groups::default(),
         }
     }
@@ -229,8 +229,7 @@ impl Batch {
 
     /// The most partial sums that the pieces of one table can leave.
     pub fn slot_capacity(&self) -> usize {
-        // A key of several pieces has at least PIECE + 1 rows, and at most two pieces for each PIECE of them.
-        2 * self.capacity.tokens / PIECE
+        slot_capacity(self.capacity.tokens)
     }
 
     /// N, B or M.
@@ -348,6 +347,16 @@ fn tiles(cu_seqlens: &[u32]) -> Vec<Tile> {
     sequences.into_iter().flat_map(of_sequence).collect()
 }
 
+/// The most keys of several pieces that so many rows can have: each has at least PIECE + 1 of them.
+fn sum_capacity(rows: usize) -> usize {
+    rows / PIECE
+}
+
+/// The most pieces that such keys can have together: at most two for each PIECE of their rows.
+fn slot_capacity(rows: usize) -> usize {
+    2 * rows / PIECE
+}
+
 /// Pieces of at most [`PIECE`] rows, in order of their keys, and the keys that have several.
 fn pieces(groups: &Groups, keys: usize) -> (Vec<Piece>, Vec<Sum>) {
     let (mut pieces, mut sums) = (Vec::new(), Vec::new());
@@ -415,6 +424,21 @@ mod tests {
             }
         }
         assert!(seen.into_iter().all(|seen| seen));
-        assert!(5 <= 2 * keys.len() / PIECE);
+    }
+
+    #[test]
+    fn there_is_room_for_every_sum_and_slot() {
+        for each in [1, PIECE, PIECE + 1, 2 * PIECE, 2 * PIECE + 1, 5 * PIECE + 1] {
+            for keys in [1, 2, 7, 100] {
+                let rows: Vec<u32> = (0..keys).flat_map(|key| vec![key; each]).collect();
+                let mut groups = Groups::default();
+                groups.sort(&rows, keys as usize);
+                let (pieces, sums) = pieces(&groups, keys as usize);
+                let slots = pieces.iter().filter(|piece| piece.slot != NO_SLOT).count();
+                assert!(sums.len() <= sum_capacity(rows.len()), "{keys} keys of {each} rows: {} sums", sums.len());
+                assert!(slots <= slot_capacity(rows.len()), "{keys} keys of {each} rows: {slots} slots");
+                assert!(pieces.len() <= rows.len());
+            }
+        }
     }
 }

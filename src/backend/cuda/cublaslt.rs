@@ -283,13 +283,13 @@ fn preference(workspace_bytes: u64) -> std::result::Result<Kept<sys::cublasLtMat
 mod tests {
     use super::super::device::Rectangle;
     use super::*;
+    use crate::skip::skipped;
 
     #[test]
     fn the_library_takes_our_descriptions() {
         // SAFETY: it only tries to open libraries of known names.
         if !unsafe { sys::is_culib_present() } {
-            eprintln!("skipped: this machine has no cuBLASLt");
-            return;
+            return skipped("this machine has no cuBLASLt");
         }
         // Nothing is computed: it takes no GPU, and there is no memory at these addresses.
         let at = |address| Rectangle { region: Region::new(address, 1 << 16), lead: 64 };
@@ -308,8 +308,7 @@ mod tests {
     fn without_the_library_nothing_is_called() {
         // SAFETY: it only tries to open libraries of known names.
         if unsafe { sys::is_culib_present() } {
-            eprintln!("skipped: this machine has cuBLASLt");
-            return;
+            return skipped("this machine has cuBLASLt");
         }
         assert!(CublasLt::find().is_none());
     }

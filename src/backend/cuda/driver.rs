@@ -406,8 +406,7 @@ mod tests {
     fn without_a_driver_there_is_a_message_that_says_what_to_do() {
         // SAFETY: it only tries to open libraries of known names.
         if unsafe { sys::is_culib_present() } {
-            eprintln!("skipped: this machine has a CUDA driver");
-            return;
+            return crate::skip::skipped("this machine has a CUDA driver");
         }
         let error = Gpu::new(0).unwrap_err().to_string();
         assert!(error.contains("libcuda.so") && error.contains("--device cpu"), "{error}");
