@@ -37,7 +37,8 @@ fn measured(run: Run) -> [Value; 3] {
 
 #[test]
 fn files_are_split_as_the_token_set_was_that_a_model_was_trained_on() {
-    let (set, run) = trained_by_company(&scratch("split-of-files"));
+    let dir = scratch("split-of-files");
+    let (set, run) = trained_by_company(&dir);
     let held = measured(eval(&run, &set, &[]));
     assert_eq!(measured(eval(&run, &tiny().postings, &[])), held);
     assert_ne!(measured(eval(&run, &set, &["--subset", "train"])), held);

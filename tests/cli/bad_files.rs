@@ -157,7 +157,7 @@ fn a_disk_that_fills_up_on_the_way() {
     std::fs::remove_file(&partial).unwrap();
 
     // So few rows that the disk is asked only when all of them are labelled.
-    let few = scratch("small-disk-few").join("few.txt");
+    let few = dir.join("few.txt");
     std::fs::write(&few, "one\ntwo\n").unwrap();
     let rest = disk.0.join("rest");
     std::fs::write(&rest, vec![0u8; 2 << 20]).expect_err("no room");

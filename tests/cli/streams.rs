@@ -112,7 +112,8 @@ fn nobody_need_listen_to_what_a_command_says() {
 
 #[test]
 fn the_first_row_of_a_stream_need_not_have_every_column() {
-    let set = scratch("first-row").join("set");
+    let dir = scratch("first-row");
+    let set = dir.join("set");
     let tokenize = |input: &str, more: &[&str]| {
         let args = ["tokenize", "-", "--tokenizer", arg(&tiny().tokens), "--out", arg(&set), "--overwrite"];
         handbert_reading(input.as_bytes(), args.iter().chain(more).chain(&["--json"]))
