@@ -61,6 +61,7 @@ pub struct Shard {
 
 /// What meta.json holds.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Meta {
     /// Always `handbert token set`.
     pub format: String,
