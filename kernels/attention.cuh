@@ -92,12 +92,17 @@ __device__ __forceinline__ bool find_job(Job& job, const Tile* tiles, u32 number
 // that owns two tiles takes a tile with an even number and the one that follows it; the others have nothing to do.
 template <class Work>
 __device__ __forceinline__ void each_job(const Tile* tiles, const u32* tile_count, u32 heads, Work work) {
-    for (u32 number = blockIdx.x; number < *tile_count * heads; number += gridDim.x) {
+    u32 number = blockIdx.x;
+    while (number < *tile_count * heads) {
         Job job;
-        if (!find_job(job, tiles, number, heads)) continue;
-        work(job);
-        // The next job writes where others may still read for this one.
-        __syncthreads();
+        if (find_job(job, tiles, number, heads)) {
+            work(job);
+            // The next job writes where others may still read for this one.
+            __syncthreads();
+            // The same as before, worked out again: meanwhile there was no register for it.
+            number = job.index * heads + job.head;
+        }
+        number += gridDim.x;
     }
 }
 

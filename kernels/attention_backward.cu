@@ -212,90 +212,90 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                           const Tile* __restrict__ tiles, const u32* __restrict__ tile_count, u32 heads, Dropout drop,
                           bf16* __restrict__ d_qkv, float* __restrict__ partials) {
     SHARED_MEMORY(bf16, shared);
-    each_job(tiles, tile_count, heads, [&](const Job& job) {
-        const u32 stride = 3 * job.width;
-        const u32 length = job.tile.length;
-        // The terms of the two stages' queries. [2, TILE, 2]
-        float* stage_terms = reinterpret_cast<float*>(shared + 2 * STAGE + OWN * D);
-        const float* sequence_terms = terms + static_cast<u64>(job.index - job.tile.first / TILE) * heads * 2 * TILE;
-        // The sequence's first query; keys and values lie job.width and 2 job.width further.
-        const bf16* sequence = qkv + static_cast<u64>(job.tile.start) * stride + job.head * D;
-        const bf16* d_sequence = d_ctx + static_cast<u64>(job.tile.start) * job.width + job.head * D;
+    // A job for each block: there is no register left for a turn.
+    Job job;
+    if (blockIdx.x >= *tile_count * heads || !find_job(job, tiles, blockIdx.x, heads)) return;
+    const u32 stride = 3 * job.width;
+    const u32 length = job.tile.length;
+    // The terms of the two stages' queries. [2, TILE, 2]
+    float* stage_terms = reinterpret_cast<float*>(shared + 2 * STAGE + OWN * D);
+    const float* sequence_terms = terms + static_cast<u64>(job.index - job.tile.first / TILE) * heads * 2 * TILE;
+    // The sequence's first query; keys and values lie job.width and 2 job.width further.
+    const bf16* sequence = qkv + static_cast<u64>(job.tile.start) * stride + job.head * D;
+    const bf16* d_sequence = d_ctx + static_cast<u64>(job.tile.start) * job.width + job.head * D;
 
-        auto load_tile = [&](u32 first) {
-            bf16* stage = shared + first / TILE % 2 * STAGE;
-            copy_rows<TILE>(stage, sequence, first, length, stride);
-            copy_rows<TILE>(stage + TILE_SIZE, d_sequence, first, length, job.width);
-            float* to = stage_terms + first / TILE % 2 * 2 * TILE;
-            u32 at = threadIdx.x * 4;
-            const float* of_tile = sequence_terms + (first / TILE * heads + job.head) * 2 * TILE;
-            if (at < 2 * TILE) cp_async_16(to + at, of_tile + at);
-            cp_async_commit();
-        };
+    auto load_tile = [&](u32 first) {
+        bf16* stage = shared + first / TILE % 2 * STAGE;
+        copy_rows<TILE>(stage, sequence, first, length, stride);
+        copy_rows<TILE>(stage + TILE_SIZE, d_sequence, first, length, job.width);
+        float* to = stage_terms + first / TILE % 2 * 2 * TILE;
+        u32 at = threadIdx.x * 4;
+        if (at < 2 * TILE) cp_async_16(to + at, sequence_terms + ((first / TILE * heads + job.head) * 2 * TILE + at));
+        cp_async_commit();
+    };
 
-        // 1  The rows of k, by way of the second stage, and of v, for which there are no registers left.
-        bf16* v = shared + 2 * STAGE;
-        copy_rows<OWN>(shared + STAGE, sequence + job.width, job.tile.first, length, stride);
-        copy_rows<OWN>(v, sequence + 2 * job.width, job.tile.first, length, stride);
-        load_tile(0);
+    // 1  The rows of k, by way of the second stage, and of v, for which there are no registers left.
+    bf16* v = shared + 2 * STAGE;
+    copy_rows<OWN>(shared + STAGE, sequence + job.width, job.tile.first, length, stride);
+    copy_rows<OWN>(v, sequence + 2 * job.width, job.tile.first, length, stride);
+    load_tile(0);
+    cp_async_wait<0>();
+    __syncthreads();
+    Strip k[STRIPS];
+    load_strips(k, shared + STAGE + job.warp_first * D);
+    Sums d_k[STRIPS], d_v[STRIPS];
+    clear(d_k);
+    clear(d_v);
+
+    for (u32 tile = 0; tile < length; tile += TILE) {
+        // The tile has landed, and nobody reads the other stage any more.
         cp_async_wait<0>();
         __syncthreads();
-        Strip k[STRIPS];
-        load_strips(k, shared + STAGE + job.warp_first * D);
-        Sums d_k[STRIPS], d_v[STRIPS];
-        clear(d_k);
-        clear(d_v);
-
-        for (u32 tile = 0; tile < length; tile += TILE) {
-            // The tile has landed, and nobody reads the other stage any more.
-            cp_async_wait<0>();
-            __syncthreads();
-            if (tile + TILE < length) load_tile(tile + TILE);
-            if (job.warp_rows == 0) continue;
-            const bf16* q = shared + tile / TILE % 2 * STAGE;
-            const float* term = stage_terms + tile / TILE % 2 * 2 * TILE + lane_id() % 4 * 4;
-            const u32 live = min(length - tile, static_cast<u32>(TILE));
-            // The shuffle hides that the keys are always the same: what Philox makes of them in its first rounds would be
-            // kept, in a dozen registers, while the products are computed.
-            u32 kept[STRIPS], first_key = of_warp(job.tile.first + job.warp_first), first_query = job.tile.start + tile;
+        if (tile + TILE < length) load_tile(tile + TILE);
+        if (job.warp_rows == 0) continue;
+        const bf16* q = shared + tile / TILE % 2 * STAGE;
+        const float* term = stage_terms + tile / TILE % 2 * 2 * TILE + lane_id() % 4 * 4;
+        const u32 live = min(length - tile, static_cast<u32>(TILE));
+        // The shuffle hides that the keys are always the same: what Philox makes of them in its first rounds would be
+        // kept, in a dozen registers, while the products are computed.
+        u32 kept[STRIPS], first_key = of_warp(job.tile.first + job.warp_first), first_query = job.tile.start + tile;
 #pragma unroll
-            for (int s = 0; s < STRIPS; s++)
-                kept[s] = drop.active() ? kept_of_keys(drop, job.head, first_query, first_key + 16 * s) : 0xffffffffu;
+        for (int s = 0; s < STRIPS; s++)
+            kept[s] = drop.active() ? kept_of_keys(drop, job.head, first_query, first_key + 16 * s) : 0xffffffffu;
 #pragma unroll 1
-            for (u32 first = 0; first < live; first += 16, q += 16 * D, term += 32) {
-                // 2  scores = k qᵀ, d_p = v d_ctxᵀ
-                Square scores[STRIPS], d_p[STRIPS];
-                multiply_rows(scores, k, q);
-                multiply_rows(d_p, v + job.warp_first * D, q + TILE_SIZE);
-                // 3  d_v += (keep ∘ P)ᵀ d_ctx, d_k += d_Sᵀ q
-                u32 p_weights[STRIPS][4], d_weights[STRIPS][4];
+        for (u32 first = 0; first < live; first += 16, q += 16 * D, term += 32) {
+            // 2  scores = k qᵀ, d_p = v d_ctxᵀ
+            Square scores[STRIPS], d_p[STRIPS];
+            multiply_rows(scores, k, q);
+            multiply_rows(d_p, v + job.warp_first * D, q + TILE_SIZE);
+            // 3  d_v += (keep ∘ P)ᵀ d_ctx, d_k += d_Sᵀ q
+            u32 p_weights[STRIPS][4], d_weights[STRIPS][4];
 #pragma unroll
-                for (int s = 0; s < STRIPS; s++) {
-                    transposed_gradients(scores[s], d_p[s], term, kept[s]);
-                    kept[s] = next_part_of_keys(kept[s]);
-                    as_weights(p_weights[s], scores[s]);
-                    as_weights(d_weights[s], d_p[s]);
-                }
-                multiply_columns(d_v, p_weights, q + TILE_SIZE);
-                multiply_columns(d_k, d_weights, q);
+            for (int s = 0; s < STRIPS; s++) {
+                transposed_gradients(scores[s], d_p[s], term, kept[s]);
+                kept[s] = next_part_of_keys(kept[s]);
+                as_weights(p_weights[s], scores[s]);
+                as_weights(d_weights[s], d_p[s]);
             }
+            multiply_columns(d_v, p_weights, q + TILE_SIZE);
+            multiply_columns(d_k, d_weights, q);
         }
+    }
 
-        // 4  The sums become rows of d_k and d_v, by way of the first stage; the second holds the sums of columns.
-        __syncthreads();
-        float factor[STRIPS][2];
-        float* sums = reinterpret_cast<float*>(shared + STAGE);
-        float* warp_sums = sums + threadIdx.x / WARP * D;
-        bf16* out = d_qkv + static_cast<u64>(job.first_row() + job.warp_first) * stride + job.width + job.head * D;
-        bf16* own_rows = shared + job.warp_first * D;
-        fill(factor, drop.keep_scale * SCALE);
-        put_rows(own_rows, d_k, factor);
-        save_and_sum(out, stride, own_rows, job.warp_rows, warp_sums);
-        fill(factor, drop.keep_scale);
-        put_rows(own_rows, d_v, factor);
-        save_and_sum(out + job.width, stride, own_rows, job.warp_rows, warp_sums + WARPS * D);
-        __syncthreads();
-        write_partials(partials, sums, job, 1);
-        write_partials(partials, sums + WARPS * D, job, 2);
-    });
+    // 4  The sums become rows of d_k and d_v, by way of the first stage; the second holds the sums of columns.
+    __syncthreads();
+    float factor[STRIPS][2];
+    float* sums = reinterpret_cast<float*>(shared + STAGE);
+    float* warp_sums = sums + threadIdx.x / WARP * D;
+    bf16* out = d_qkv + static_cast<u64>(job.first_row() + job.warp_first) * stride + job.width + job.head * D;
+    bf16* own_rows = shared + job.warp_first * D;
+    fill(factor, drop.keep_scale * SCALE);
+    put_rows(own_rows, d_k, factor);
+    save_and_sum(out, stride, own_rows, job.warp_rows, warp_sums);
+    fill(factor, drop.keep_scale);
+    put_rows(own_rows, d_v, factor);
+    save_and_sum(out + job.width, stride, own_rows, job.warp_rows, warp_sums + WARPS * D);
+    __syncthreads();
+    write_partials(partials, sums, job, 1);
+    write_partials(partials, sums + WARPS * D, job, 2);
 }

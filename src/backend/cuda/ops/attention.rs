@@ -111,10 +111,15 @@ impl Heads {
         Ok(Heads { tokens, width, heads: dim("H", heads), size })
     }
 
-    /// Blocks for each head of twice as many tiles as a full batch of long sequences has, or of all there may be. Others, of a
-    /// batch of very short ones, wait their turn; a block for each of them would mostly find nothing to do, as a batch has
-    /// room for many more sequences than it holds.
+    /// Blocks for each head of each tile there may be.
     fn grid(&self, batch: &Batch) -> [usize; 3] {
+        [batch.tile_capacity() * self.heads.size, 1, 1]
+    }
+
+    /// Where blocks take turns: for each head of twice as many tiles as a full batch of long sequences has. Those of a batch
+    /// of very short ones wait; a block for each there may be would mostly find nothing to do, as a batch has room for many
+    /// more sequences than it holds.
+    fn grid_of_turns(&self, batch: &Batch) -> [usize; 3] {
         let tiles = batch.tile_capacity().min(2 * batch.capacity().tokens.div_ceil(TILE));
         [tiles * self.heads.size, 1, 1]
     }
@@ -143,7 +148,7 @@ where
         Arg::Write(ctx.region()),
     ];
     let shared_bytes = forward_bytes(shape.size as usize);
-    be.launch(&FAMILY, &[shape.size], "attention_forward", shape.grid(batch), shared_bytes, &args)
+    be.launch(&FAMILY, &[shape.size], "attention_forward", shape.grid_of_turns(batch), shared_bytes, &args)
 }
 
 /// [`crate::backend::Backend::attention_backward`]
@@ -165,7 +170,7 @@ where
     let d_bias = grads.span(OP, "bias", bias, cols)?;
     d_qkv.prepare(OP, "d_qkv", shape.tokens, cols)?;
     kernel_width(OP, "ctx", ctx)?;
-    let (size, grid, tiles) = (shape.size as usize, shape.grid(batch), batch.tile_capacity());
+    let (size, tiles) = (shape.size as usize, batch.tile_capacity());
     let terms = be.scratch(Scratch::Rows, tiles * heads * TERMS_BYTES)?;
     let partials = be.scratch(Scratch::Partials, tiles * cols.size * size_of::<f32>())?;
     let (lists, heads) = ([Arg::Read(batch.tiles), Arg::Read(be.head(Head::Tiles))], Arg::U32(heads as u32));
@@ -184,7 +189,14 @@ where
         Arg::Write(d_qkv.region()),
         Arg::Write(partials),
     ];
-    be.launch(&BACKWARD, &[shape.size], "attention_backward_q", grid, backward_q_bytes(size), &args)?;
+    be.launch(
+        &BACKWARD,
+        &[shape.size],
+        "attention_backward_q",
+        shape.grid_of_turns(batch),
+        backward_q_bytes(size),
+        &args,
+    )?;
     // Each pass writes thirds of its own of d_qkv and of the partial sums.
     let args = [
         qkv,
@@ -197,7 +209,7 @@ where
         Arg::Update(d_qkv.region()),
         Arg::Update(partials),
     ];
-    be.launch(&BACKWARD, &[shape.size], "attention_backward_kv", grid, backward_kv_bytes(size), &args)?;
+    be.launch(&BACKWARD, &[shape.size], "attention_backward_kv", shape.grid(batch), backward_kv_bytes(size), &args)?;
     let rows = LiveRows { live: be.head(Head::Tiles), first: 0, capacity: tiles as u32 };
     add_partials(be, partials, d_bias, cols.size, rows, 1)
 }
