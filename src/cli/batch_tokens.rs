@@ -16,8 +16,8 @@ use crate::train::{Batching, Task};
 pub const UNIT: usize = 1024;
 /// And have at most this many, which keep any card busy.
 pub const MOST: usize = 65_536;
-/// No batch is larger, whatever is asked for: sizes are sure to stay within 64 bits.
-const LARGEST: usize = 1 << 24;
+/// No batch is larger, whatever is asked for: beyond what any card holds, and small enough that no product of sizes overflows.
+pub const LARGEST: usize = 1 << 24;
 /// Of the memory that is free, what they may take. The driver and the kernels need some hundred megabytes.
 const USABLE: f64 = 0.9;
 

@@ -12,7 +12,7 @@ use super::batch_tokens::{BatchTokens, Needs};
 use super::corpus::{Columns, Corpus, Data, Earlier, Making, check_tokenizer};
 use super::device::Computation;
 use super::figures::table;
-use super::settings::{list, named, of_run, over};
+use super::settings::{list, named, over, run_settings};
 use super::train::args::{ClassArgs, LABEL_COLUMN, MaskingArgs};
 use super::train::plan::{default_tokens, long, masking_task, packing};
 use super::{Common, Outcome, interrupt};
@@ -256,7 +256,7 @@ impl DataArgs {
 
 /// What was typed, over what the run that wrote the model said: above all its split, so that held out means held out.
 fn asked<T: Serialize + DeserializeOwned>(dir: &Path, typed: &T) -> Result<T> {
-    let run = of_run(dir)?;
+    let run = run_settings(dir)?;
     over(&run.settings, typed).with_context(|| run.file.display().to_string())
 }
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::batch_tokens::{BatchTokens, Needs};
 use super::device::Computation;
 use super::interrupt::stop_flag;
-use super::settings::of_run;
+use super::settings::run_settings;
 use super::train::plan::default_tokens;
 use super::{Common, Outcome};
 use crate::backend::Backend;
@@ -121,7 +121,7 @@ pub fn run(args: &Args, common: &Common) -> Result<Outcome> {
     let existing = if args.overwrite { Existing::Replace } else { Existing::Refuse };
     let destination = Destination::new(&args.out, args.out_format, existing)?;
     let dir = hub::resolve(&args.model)?;
-    let run = of_run(&dir)?;
+    let run = run_settings(&dir)?;
     let trained: Trained = run.settings.try_into().with_context(|| run.file.display().to_string())?;
     let text_columns = match args.text_columns.as_slice() {
         [] => TextColumns::Suggested(&trained.text_columns),

@@ -48,7 +48,7 @@ pub fn over<T: Serialize + DeserializeOwned>(settings: &toml::Table, command_lin
 }
 
 /// What a run said of itself, and where.
-pub struct OfRun {
+pub struct RunSettings {
     /// The file it stands in.
     pub file: PathBuf,
     /// Keys are names of flags; none for a model that was not trained here.
@@ -56,7 +56,7 @@ pub struct OfRun {
 }
 
 /// The settings of the run that wrote a model: of its run.toml, or, for a checkpoint, of its run.json.
-pub fn of_run(model: &Path) -> Result<OfRun> {
+pub fn run_settings(model: &Path) -> Result<RunSettings> {
     let in_state = !model.join(SETTINGS).exists() && model.join(checkpoint::STATE).exists();
     let file = model.join(if in_state { checkpoint::STATE } else { SETTINGS });
     let named = || file.display().to_string();
@@ -70,7 +70,7 @@ pub fn of_run(model: &Path) -> Result<OfRun> {
         Err(error) => return Err(error).with_context(named),
     };
     let settings = toml::from_str(&text).with_context(named)?;
-    Ok(OfRun { file, settings })
+    Ok(RunSettings { file, settings })
 }
 
 /// Settings of which only one can be meant: the one given last takes the place of the other.

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::source::RowReader;
 use super::{Error, Location, Result};
 
 /// One row of an input file, with its columns in file order.
@@ -85,21 +84,10 @@ impl RecordSpec {
     }
 
     /// Checks the columns of a file against the spec. A file without columns passes: an empty JSONL, which has no rows, or
-    /// one whose first rows are bad, which is told row by row. So does JSONL on standard input.
+    /// one whose first rows are bad, which is told row by row.
     ///
     /// # Errors
     /// A column is missing, or no text column was named.
-    pub fn check_file(&self, rows: &mut RowReader) -> Result<()> {
-        match rows.may_have_more_columns() {
-            true => self.check(&[], rows.name()),
-            false => self.check(&rows.columns()?, rows.name()),
-        }
-    }
-
-    /// The same of columns that are known.
-    ///
-    /// # Errors
-    /// As [`RecordSpec::check_file`].
     pub fn check(&self, columns: &[String], file: &Path) -> Result<()> {
         if self.text_columns.is_empty() {
             return Err(Error::Invalid("no text columns were named; give them with --text-columns".to_owned()));

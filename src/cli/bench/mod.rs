@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::builder::RangedU64ValueParser;
 use serde_json::{Value, json};
 
+use super::batch_tokens::LARGEST;
 use super::device::Computation;
 use super::figures::grouped;
 use super::{Common, Outcome};
@@ -46,7 +47,7 @@ pub struct Size {
 }
 
 fn tokens() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(8..=1 << 24)
+    RangedU64ValueParser::new().range(8..=LARGEST as u64)
 }
 
 /// Tokens in a batch on a GPU.

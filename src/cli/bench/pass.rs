@@ -89,7 +89,9 @@ impl From<LengthsArg> for Lengths {
 
 pub fn train<B: Backend>(be: &B, args: &TrainArgs, common: &Common) -> Result<Outcome> {
     let TrainArgs { pass: args, data, batches: count, save } = args;
-    save.as_deref().map_or(Ok(()), save::check_free)?;
+    if let Some(dir) = save {
+        save::check_free(dir)?;
+    }
     let (config, tokens) = (args.size.config()?, args.size.tokens(be.precision(), CPU_TOKENS));
     let batches = match data {
         Some(set) => real_batches(set, &config, tokens, *count, common.seed)?,

@@ -17,9 +17,6 @@ use crate::bench::{Gpu, Load, Memory};
 use crate::model::{Config, Head, Mode, hub};
 use crate::train::plan::DEFAULT_MAX_LENGTH;
 use crate::train::{self, Batching};
-
-/// The most tokens of a batch that is worked out; beyond what any card holds, and small enough that no product overflows.
-const MOST_TOKENS: u64 = 1 << 24;
 /// [CLS] and [SEP].
 const FRAME: f64 = 2.0;
 /// Tokens of a sequence, where nothing else is said.
@@ -64,7 +61,7 @@ pub struct Args {
 }
 
 fn tokens() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=MOST_TOKENS)
+    RangedU64ValueParser::new().range(1..=batch_tokens::LARGEST as u64)
 }
 
 fn up_to(most: u64) -> RangedU64ValueParser<u64> {
@@ -194,7 +191,7 @@ fn too_large(needs: &Needs<'_>, tokens: usize, gpu: &Gpu) -> String {
     let mut kinds = memory.by_kind();
     kinds.sort_by_key(|&(_, bytes)| std::cmp::Reverse(bytes));
     let [(most, bytes), ..] = kinds;
-    let advice = match needs.most_tokens(gpu.memory, MOST_TOKENS as usize) {
+    let advice = match needs.most_tokens(gpu.memory, batch_tokens::LARGEST) {
         Some(fits) => format!("--batch-tokens {fits} is the most that fits 90 % of it"),
         None => "no batch fits; take a smaller model or a larger card".to_owned(),
     };

@@ -15,7 +15,7 @@ mod text;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Result, Row};
+use super::{RecordSpec, Result, Row};
 pub use format::{Compression, Format};
 use input::Input;
 
@@ -122,6 +122,15 @@ impl RowReader {
     /// input, only the first row's are known.
     pub fn may_have_more_columns(&self) -> bool {
         self.format == Format::Jsonl && self.name.as_os_str() == "-"
+    }
+
+    /// Checks the columns against a spec, as far as they are known: see [`RowReader::may_have_more_columns`].
+    ///
+    /// # Errors
+    /// Those of [`RecordSpec::check`].
+    pub fn check(&mut self, spec: &RecordSpec) -> Result<()> {
+        let columns = if self.may_have_more_columns() { Vec::new() } else { self.columns()? };
+        spec.check(&columns, &self.name)
     }
 
     /// The file, or `-`.

@@ -33,7 +33,7 @@ impl FileRows {
         if rows.spec.text_columns.is_empty() {
             rows.spec.text_columns = rows.infer(&mut reader)?;
         }
-        rows.spec.check_file(&mut reader)?;
+        reader.check(&rows.spec)?;
         rows.reader = Some(reader);
         Ok(rows)
     }
@@ -71,7 +71,7 @@ impl FileRows {
     fn open_next(&mut self) -> Option<Result<RowReader>> {
         let path = self.files.pop()?;
         Some(Source::open_as(&path, self.format).and_then(|mut reader| {
-            self.spec.check_file(&mut reader)?;
+            reader.check(&self.spec)?;
             Ok(reader)
         }))
     }
